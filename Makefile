@@ -1,0 +1,27 @@
+# make demo   set up, then the main job on the embedded songs
+# make test   set up, then lint, types and all tests
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint clean
+
+demo: $(READY)
+	$(BIN)/seqagg benchmark
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Made again only when what it was made from has changed.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,tunes]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,123 @@
+"""Averaging: the rules that people write by hand, and what every other method must beat.
+
+Conventions
+-----------
+Averages run over the frames of a song (axis 0 of its array), never over columns. All classes keep
+their column, whether or not a frame voted for them.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from scipy.special import expit, log_expit
+
+from seqagg.aggregators.base import Aggregator, Floats, OnEmpty
+from seqagg.kernels.segments import segment_mean, segment_votes
+from seqagg.songs import Songs
+
+
+class _Average(Aggregator):
+    """Rules without a parameter to learn: a column's frames are averaged, the highest wins."""
+
+    ignores_order: ClassVar[bool] = True
+    needs_class_columns: ClassVar[bool] = True
+
+    def __init__(self, *, on_empty: OnEmpty = "error") -> None:
+        self.on_empty = on_empty
+
+
+class MajorityVote(_Average):
+    """Let every frame vote for its highest column; the most votes win.
+
+    Equal votes are decided by the mean probability. For its probabilities the votes are
+    smoothed by one more vote, shared out as the mean probability shares it, so that a class
+    without a vote is unlikely but not impossible.
+
+    Parameters
+    ----------
+    on_empty : {"error", "prior"}
+        What a song without a single frame gets: an error that names it, or the class prior.
+
+    Examples
+    --------
+    >>> songs = [[[2.0, -2.0], [-1.0, 1.0], [-0.5, 0.5]], [[0.5, -0.5]]]
+    >>> MajorityVote().fit(songs, ["jig", "reel"]).predict(songs)
+    array(['reel', 'jig'], dtype='<U4')
+    """
+
+    def _decision(self, songs: Songs) -> Floats:
+        return np.asarray(segment_votes(songs.values, songs.offsets) / songs.lengths[:, None])
+
+    def _log_scores(self, songs: Songs) -> Floats:
+        votes = segment_votes(songs.values, songs.offsets)
+        mean = segment_mean(expit(songs.values), songs.offsets)
+        # A mean probability is below 1, so it orders equal votes and never unequal ones.
+        return _log(votes + mean) - np.log(songs.lengths + 1.0)[:, None]
+
+
+class MeanProbability(_Average):
+    """Average a song's frames in probability.
+
+    The sum rule of [1]_: robust, since no single frame can weigh more than any other.
+
+    Parameters
+    ----------
+    on_empty : {"error", "prior"}
+        What a song without a single frame gets: an error that names it, or the class prior.
+
+    References
+    ----------
+    .. [1] J. Kittler, M. Hatef, R. Duin and J. Matas, "On combining classifiers",
+       IEEE TPAMI 20(3), 1998, section 3.
+
+    Examples
+    --------
+    >>> songs = [[[2.0, -2.0], [-1.0, 1.0]], [[-0.5, 0.5]]]
+    >>> MeanProbability().fit(songs, ["jig", "reel"]).predict(songs)
+    array(['jig', 'reel'], dtype='<U4')
+    """
+
+    def _decision(self, songs: Songs) -> Floats:
+        return segment_mean(expit(songs.values), songs.offsets)
+
+    def _log_scores(self, songs: Songs) -> Floats:
+        return _log(self._decision(songs))
+
+
+class MeanLogOdds(_Average):
+    """Average a song's frames in log-odds, then ask which class is likeliest.
+
+    Frames that are sure count for more than under the mean of probabilities. Were frames
+    independent given the class, the sum of their log-odds would be the product rule of [1]_. They
+    are not, so the mean is taken: it leaves a song as sure as its typical frame.
+
+    Parameters
+    ----------
+    on_empty : {"error", "prior"}
+        What a song without a single frame gets: an error that names it, or the class prior.
+
+    References
+    ----------
+    .. [1] J. Kittler, M. Hatef, R. Duin and J. Matas, "On combining classifiers",
+       IEEE TPAMI 20(3), 1998, section 2.
+
+    Examples
+    --------
+    >>> songs = [[[2.0, -2.0], [-1.0, 1.0]], [[-0.5, 0.5]]]
+    >>> MeanLogOdds().fit(songs, ["jig", "reel"]).predict(songs)
+    array(['jig', 'reel'], dtype='<U4')
+    """
+
+    def _decision(self, songs: Songs) -> Floats:
+        return np.asarray(expit(segment_mean(songs.values, songs.offsets)))
+
+    def _log_scores(self, songs: Songs) -> Floats:
+        # The log keeps apart what the logistic function rounds to 1.
+        return np.asarray(log_expit(segment_mean(songs.values, songs.offsets)))
+
+
+def _log(share: Floats) -> Floats:
+    """Logarithm that stays finite where extreme logits leave a probability of exactly 0."""
+    return np.asarray(np.log(np.maximum(share, np.finfo(np.float64).tiny)))

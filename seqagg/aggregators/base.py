@@ -1,0 +1,381 @@
+"""What all aggregators share: checks, the order of classes, calibrated probabilities, files.
+
+Conventions
+-----------
+Private methods get checked songs of log-odds (nats) without missing frames or empty songs, and
+class indices for labels. They see columns and classes in the *canonical order*, which depends on
+the training values alone: whoever permutes columns and classes gets the same numbers, permuted,
+from every method, be it ever so random. Public methods speak in the user's order.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import log_softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
+
+from seqagg.calibration import fit_inverse_temperature
+from seqagg.errors import ParameterError, SongError
+from seqagg.kernels.segments import segment_mean
+from seqagg.songs import Songs, as_songs
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+OnEmpty = Literal["error", "prior"]
+
+
+class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
+    """Label whole songs from the log-odds of their frames.
+
+    A method is a subclass with `_fit` if it learns, `_log_scores`, and `_state` / `_set_state` if
+    it has something to save.
+
+    Parameters
+    ----------
+    on_empty : {"error", "prior"}
+        What a song without a single frame gets: an error that names it, or the class prior.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Labels, sorted. Where every label is the name of a column, all columns are classes.
+    columns_ : tuple of str or None
+        Names of the columns, where the training songs had some.
+    n_features_in_ : int
+        Number of columns.
+    class_prior_ : ndarray of shape (n_classes,)
+        Share of each class among the training songs, each counted once more than it occurs.
+    inverse_temperature_ : float
+        What log scores are multiplied by before the softmax, fitted on songs held out.
+    """
+
+    ignores_order: ClassVar[bool] = False
+    """Whether the method declares that the order of a song's frames says nothing."""
+
+    needs_class_columns: ClassVar[bool] = False
+    """Whether every label must be the name of a column."""
+
+    on_empty: OnEmpty
+
+    def fit(self, X: Any, y: Any = None, groups: Any = None) -> Aggregator:
+        """Learn from labelled songs, forgetting any earlier fit.
+
+        Parameters
+        ----------
+        X : Songs, or list of n_songs arrays of shape (n_frames_i, n_columns)
+            Frame scores; plain arrays are log-odds, in nats.
+        y : array-like of shape (n_songs,), optional
+            Labels of any type; those of `X` if it carries them. Methods that learn nothing go
+            without, where the columns have names.
+        groups : array-like of shape (n_songs,), optional
+            What must stay together when the method splits the songs for itself; those of `X` if
+            it carries them.
+
+        Returns
+        -------
+        Aggregator
+            Itself.
+
+        Raises
+        ------
+        SongError
+            Names the song whose frames, label or group cannot be used.
+        """
+        self._check_parameters()
+        songs = _usable(as_songs(X))
+        labels = _check_labels(songs, y, required=not self.needs_class_columns)
+        group_of = _check_groups(songs, groups)
+        self.columns_ = songs.columns
+        self.n_features_in_ = songs.n_columns
+        self.classes_, self._columns_are_classes = _find_classes(songs, labels)
+        if self.needs_class_columns and not self._columns_are_classes:
+            raise _not_columns(songs, labels, self.classes_)
+        filled = self._refuse_empty(songs)
+        songs, group_of = songs[filled], group_of[filled]
+        self._set_canonical_order(songs)
+        songs = self._canonical(songs)
+        if labels is None:
+            y_index = np.empty(0, dtype=np.int64)
+        else:
+            y_index = self._rank_of_class()[np.searchsorted(self.classes_, labels[filled])]
+        counts = np.bincount(y_index, minlength=len(self.classes_)) + 1.0
+        self.class_prior_ = (counts / counts.sum())[self._rank_of_class()]
+        held_out = self._fit(songs, y_index, group_of)
+        if labels is None:
+            self.inverse_temperature_ = 1.0
+            return self
+        scores = self._log_scores(songs) if held_out is None else held_out
+        self.inverse_temperature_ = fit_inverse_temperature(scores, y_index)
+        return self
+
+    def predict(self, X: Any) -> Array:
+        """Likeliest label of each song, shape (n_songs,)."""
+        return np.asarray(self.classes_[self._scores(X).argmax(axis=1)])
+
+    def predict_proba(self, X: Any) -> Floats:
+        """P(class | song), calibrated, shape (n_songs, n_classes); rows sum to 1."""
+        return np.asarray(np.exp(self.predict_log_proba(X)))
+
+    def predict_log_proba(self, X: Any) -> Floats:
+        """Log P(class | song), in nats, shape (n_songs, n_classes).
+
+        A row depends on its own song alone.
+        """
+        return self._to_log_proba(self._scores(X))
+
+    def decision_function(self, X: Any) -> Floats:
+        """The rule's own number for each class, shape (n_songs, n_classes).
+
+        With two classes, as scikit-learn has it, that of the second less that of the first,
+        shape (n_songs,).
+        """
+        songs = self._check_songs(X)
+        decision = self._over_empty(songs, self._decision, self.class_prior_)
+        return decision[:, 1] - decision[:, 0] if len(self.classes_) == 2 else decision
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Share of songs whose label is predicted.
+
+        Parameters
+        ----------
+        X : Songs, or list of arrays
+        y : array-like of shape (n_songs,), optional
+            Labels; those of `X` if it carries them.
+        sample_weight : array-like of shape (n_songs,), optional
+
+        Raises
+        ------
+        SongError
+            Names a song without a label, or with one never seen in training.
+        """
+        songs = as_songs(X)
+        labels = _check_labels(songs, y, required=True)
+        assert labels is not None
+        unseen = ~np.isin(labels, self.classes_)
+        if unseen.any():
+            first = int(np.argmax(unseen))
+            raise SongError(
+                f"label {labels[first]!s} was never seen in training", song=str(songs.ids[first])
+            )
+        return float(np.average(self.predict(songs) == labels, weights=sample_weight))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted aggregator to a ``.safetensors`` file, whole or not at all.
+
+        Holds numbers and JSON, nothing that could run. `seqagg.load` reads it.
+        """
+        from seqagg.aggregators import save
+
+        save(self, path)
+
+    def __sklearn_tags__(self) -> Tags:
+        """Say to scikit-learn that songs are ragged and may have missing frames."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.allow_nan = True
+        return tags
+
+    # What a method writes.
+
+    def _check_parameters(self) -> None:
+        """Refuse parameters outside their range, with `ParameterError`."""
+        if self.on_empty not in ("error", "prior"):
+            raise ParameterError(f"on_empty={self.on_empty!r} is neither 'error' nor 'prior'")
+
+    def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
+        """Learn; return log scores of the training songs by models that had not seen them.
+
+        None says that nothing was learnt from the labels, so that the songs' own scores serve.
+        """
+        return None
+
+    @abstractmethod
+    def _log_scores(self, songs: Songs) -> Floats:
+        """Score every class, shape (n_songs, n_classes), up to a constant per song."""
+
+    def _decision(self, songs: Songs) -> Floats:
+        """The rule's own number, shape (n_songs, n_classes); the log scores by default."""
+        return self._log_scores(songs)
+
+    def _state(self) -> dict[str, Array]:
+        """Arrays to save beyond what all methods have, by name."""
+        return {}
+
+    def _set_state(self, arrays: Mapping[str, Array]) -> None:
+        """Take back what `_state` gave, raising `ModelFileError` where it does not fit."""
+
+    # What all share.
+
+    def _scores(self, X: Any) -> Floats:
+        songs = self._check_songs(X)
+        prior = np.log(self.class_prior_)
+        return self._over_empty(songs, self._log_scores, prior)
+
+    def _to_log_proba(self, scores: Floats) -> Floats:
+        return np.asarray(log_softmax(scores, axis=1))
+
+    def _check_songs(self, X: Any) -> Songs:
+        check_is_fitted(self)
+        songs = _usable(as_songs(X))
+        if songs.columns is not None and self.columns_ is not None:
+            return _reorder_columns(songs, self.columns_)
+        if songs.n_columns != self.n_features_in_:
+            raise SongError(f"songs have {songs.n_columns} columns, not {self.n_features_in_}")
+        return songs
+
+    def _over_empty(self, songs: Songs, hook: Any, prior: Floats) -> Floats:
+        """Apply a hook to songs that have frames; the others get the prior."""
+        filled = self._refuse_empty(songs)
+        out = np.tile(prior, (len(songs), 1))
+        if filled.any():
+            kept = songs if filled.all() else songs[filled]
+            out[filled] = hook(self._canonical(kept))[:, self._rank_of_class()]
+        return out
+
+    def _refuse_empty(self, songs: Songs) -> npt.NDArray[np.bool_]:
+        filled = songs.lengths > 0
+        if self.on_empty == "error" and not filled.all():
+            empty = int(np.argmin(filled))
+            raise SongError(
+                "no frame is left (on_empty='prior' answers with the class prior)",
+                song=str(songs.ids[empty]),
+            )
+        return filled
+
+    def _set_canonical_order(self, songs: Songs) -> None:
+        """Order columns, and with them classes, by the mean and spread of their values."""
+        values = songs.values.astype(np.float64)
+        keys = (values.std(axis=0), values.mean(axis=0)) if len(values) else (values.sum(axis=0),)
+        self._column_order = np.lexsort(keys)
+        if self._columns_are_classes:
+            self._class_order = _class_of_column(self.columns_, self.classes_)[self._column_order]
+        else:
+            self._class_order = np.arange(len(self.classes_))
+
+    def _rank_of_class(self) -> Ints:
+        """Position of each of `classes_` in the canonical order."""
+        return np.argsort(self._class_order)
+
+    def _canonical(self, songs: Songs) -> Songs:
+        return songs._with(values=songs.values[:, self._column_order], columns=None)
+
+
+def base_log_scores(songs: Songs) -> Floats:
+    """Mean log-odds of each column over a song's frames, shape (n_songs, n_columns), nats."""
+    return segment_mean(songs.values, songs.offsets)
+
+
+def _usable(songs: Songs) -> Songs:
+    if songs.task != "multiclass":
+        raise SongError("songs with several labels each are not supported")
+    return songs.log_odds().present()
+
+
+def _check_labels(songs: Songs, y: Any, *, required: bool) -> Array | None:
+    """Labels as an array of their own type, or None."""
+    given = songs.labels if y is None else y
+    if given is None:
+        if required or songs.columns is None:
+            raise SongError("labels are needed: pass y, or songs that carry labels")
+        return None
+    listed = given.tolist() if isinstance(given, np.ndarray) else list(given)
+    if len(listed) != len(songs):
+        raise SongError(f"{len(listed)} labels for {len(songs)} songs")
+    for song, label in zip(songs.ids, listed, strict=True):
+        if label is None or label != label:  # NaN, as pandas has it
+            raise SongError("the label is missing", song=str(song))
+        if isinstance(label, list | tuple | np.ndarray):
+            raise SongError("a song takes one label, not several", song=str(song))
+    labels = np.asarray(listed)
+    if labels.dtype == object:
+        raise SongError(f"labels mix types: {sorted({type(label).__name__ for label in listed})}")
+    return labels
+
+
+def _check_groups(songs: Songs, groups: Any) -> Ints:
+    """Group of each song as an index; a song without a group is its own."""
+    given = songs.groups if groups is None else groups
+    if given is None:
+        return np.arange(len(songs))
+    listed = given.tolist() if isinstance(given, np.ndarray) else list(given)
+    if len(listed) != len(songs):
+        raise SongError(f"{len(listed)} groups for {len(songs)} songs")
+    index: dict[Any, int] = {}
+    keys = [("song", i) if g is None else ("group", g) for i, g in enumerate(listed)]
+    return np.array([index.setdefault(key, len(index)) for key in keys], dtype=np.int64)
+
+
+def _find_classes(songs: Songs, labels: Array | None) -> tuple[Array, bool]:
+    """Sorted classes, and whether the columns are the classes.
+
+    Columns without names stand for classes 0 .. n_columns - 1, or, where as many labels occur as
+    there are columns, for the sorted labels.
+    """
+    if labels is None:
+        return np.unique(np.asarray(songs.columns)), True
+    found = np.unique(labels)
+    if songs.columns is not None:
+        names = np.asarray(songs.columns)
+        if found.dtype.kind in "iu":
+            found_names = np.array([str(label) for label in found])
+            if np.isin(found_names, names).all() and _are_integers(songs.columns):
+                return np.unique(names.astype(np.int64)), True
+        if found.dtype.kind == "U" and np.isin(found, names).all():
+            return np.unique(names), True
+        return found, False
+    if len(found) == songs.n_columns:
+        return found, True
+    if found.dtype.kind in "iu" and found[0] >= 0 and found[-1] < songs.n_columns:
+        return np.arange(songs.n_columns), True
+    return found, False
+
+
+def _are_integers(columns: tuple[str, ...]) -> bool:
+    return all(c == str(int(c)) for c in columns if c.lstrip("-").isdecimal()) and all(
+        c.lstrip("-").isdecimal() for c in columns
+    )
+
+
+def _class_of_column(columns: tuple[str, ...] | None, classes: Array) -> Ints:
+    """Index into the sorted classes of each column."""
+    if columns is None:
+        return np.arange(len(classes))
+    return np.searchsorted(classes, np.asarray(columns).astype(classes.dtype))
+
+
+def _not_columns(songs: Songs, labels: Array | None, classes: Array) -> SongError:
+    if songs.columns is None or labels is None:
+        return SongError(
+            f"{len(classes)} labels for {songs.n_columns} columns without names: an averaging "
+            "rule must know which column is which class; give Songs with named columns"
+        )
+    names = {str(c) for c in songs.columns}
+    first = next(i for i, label in enumerate(labels) if str(label) not in names)
+    return SongError(
+        f"label {labels[first]!s} is the name of no column: averaging needs columns that are "
+        "classes; a learnt method does not",
+        song=str(songs.ids[first]),
+    )
+
+
+def _reorder_columns(songs: Songs, columns: tuple[str, ...]) -> Songs:
+    if songs.columns == columns:
+        return songs
+    assert songs.columns is not None
+    for name in columns:
+        if name not in songs.columns:
+            raise SongError("the model was fitted with this column; the songs lack it", column=name)
+    for name in songs.columns:
+        if name not in columns:
+            raise SongError("the model was fitted without this column", column=name)
+    order = [songs.columns.index(name) for name in columns]
+    return songs._with(values=songs.values[:, order], columns=columns)

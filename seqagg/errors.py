@@ -1,0 +1,63 @@
+"""The tree of errors: each says in one line which file, song or column it is about."""
+
+from __future__ import annotations
+
+import os
+
+
+class SeqaggError(ValueError):
+    """Input that seqagg cannot use.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong, and what would be right.
+    file, song, column : str, optional
+        What it is about; put before the message in this order.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | os.PathLike[str] | None = None,
+        song: str | None = None,
+        column: str | None = None,
+    ) -> None:
+        self.message = message
+        self.file = None if file is None else os.fspath(file)
+        self.song = song
+        self.column = column
+        about = [
+            *([self.file] if self.file is not None else []),
+            *([f"song {song!r}"] if song is not None else []),
+            *([f"column {column!r}"] if column is not None else []),
+        ]
+        # One line, whatever an id or a library's message holds.
+        super().__init__(" ".join(": ".join([*about, message]).split()))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions pickle by their positional arguments alone; joblib's workers need the rest.
+        return _rebuild, (type(self), self.message, self.file, self.song, self.column)
+
+
+def _rebuild(
+    cls: type[SeqaggError], message: str, file: str | None, song: str | None, column: str | None
+) -> SeqaggError:
+    return cls(message, file=file, song=song, column=column)
+
+
+class SongError(SeqaggError):
+    """Songs whose frames, labels, groups or columns cannot be used."""
+
+
+class CacheError(SeqaggError):
+    """A cache file that cannot be read or written."""
+
+
+class ModelFileError(SeqaggError):
+    """A model file that cannot be read, trusted or written."""
+
+
+class ParameterError(SeqaggError):
+    """A parameter of a method or a command outside what it accepts."""

@@ -1,0 +1,93 @@
+"""Writing files so that a killed writer leaves the old file or none.
+
+A write goes to a temporary neighbour, is flushed to the disk and then renamed over the target.
+The neighbours that killed writers leave behind are swept away by the next write of the same
+target; a lock on the temporary file tells the dead from the living.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: no advisory locks, so nothing is swept there
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path to write to; rename it to `path` when the block ends well.
+
+    Parameters
+    ----------
+    path : path-like
+        The target. Its folder is created.
+
+    Yields
+    ------
+    Path
+        An empty file in the target's folder, with the target's suffix.
+
+    Raises
+    ------
+    OSError
+        When the folder cannot be written. The target is then as it was.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
+    temporary, descriptor = _create_locked(target)
+    try:
+        yield temporary
+        os.fsync(descriptor)
+        os.replace(temporary, target)
+        _flush_folder(target.parent)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _create_locked(target: Path) -> tuple[Path, int]:
+    while True:
+        temporary = target.with_name(f".{target.stem}.{secrets.token_hex(6)}.tmp{target.suffix}")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if fcntl is None:
+            return temporary, descriptor
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if temporary.exists():  # else another writer swept it before the lock was on
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _sweep(target: Path) -> None:
+    if fcntl is None:
+        return
+    prefix, suffix = f".{target.stem}.", f".tmp{target.suffix}"
+    for stale in target.parent.iterdir():
+        if not (stale.name.startswith(prefix) and stale.name.endswith(suffix)):
+            continue
+        with contextlib.suppress(OSError):  # another writer may sweep the same file
+            descriptor = os.open(stale, os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(stale)
+            finally:
+                os.close(descriptor)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the rename itself durable."""
+    with contextlib.suppress(OSError):  # not every file system lets folders be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

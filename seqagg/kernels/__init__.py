@@ -1,0 +1,1 @@
+"""Loops over flat values and offsets, each checked against a slow oracle in tests/reference.py."""

@@ -1,0 +1,325 @@
+"""Songs: the frame scores of many recordings, flat.
+
+Conventions
+-----------
+The frames of all songs stand below each other in ``values``, shape (n_frames, n_columns), float32,
+in time order; song i has rows ``offsets[i]:offsets[i + 1]``. This is Arrow's own layout of a list
+column, so a cache becomes `Songs` without a Python object per song. A frame with a NaN in any
+column is a missing frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NoReturn, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from seqagg.errors import SongError
+from seqagg.logodds import Kind, Task, to_log_odds
+
+Array = npt.NDArray[Any]
+
+_PER_SONG = ("ids", "labels", "groups", "split", "fold")
+
+
+class Songs:
+    """Frame scores of songs, with their names and labels.
+
+    Behaves as a sequence of frame arrays: ``songs[3]`` is the array of one song, a slice, an index
+    array or a mask gives `Songs`. scikit-learn's splitters and searches take it as it is.
+
+    Parameters
+    ----------
+    values : array-like of shape (n_frames, n_columns)
+        Scores of all frames, kept as float32. NaN marks a missing frame.
+    offsets : array-like of shape (n_songs + 1,)
+        Where each song starts in `values`.
+    columns : sequence of str, optional
+        Names of the columns.
+    kind : {"log_odds", "probability", "logit"}
+        What the scores are. Declared, never guessed. ``logit`` means raw scores before softmax
+        (multiclass) or before the logistic function (multilabel).
+    task : {"multiclass", "multilabel"}
+        Whether a song has one label or a list of them.
+    ids : array-like of shape (n_songs,), optional
+        Unique names; the position in the collection by default.
+    labels : array-like of shape (n_songs,), optional
+        None = unknown. In a multilabel collection each is a sequence of strings.
+    groups : array-like of shape (n_songs,), optional
+        What must not be on both sides of a split. None = the song itself.
+    split : array-like of shape (n_songs,), optional
+        ``"train"``, ``"test"`` or other; None = neither.
+    fold : array-like of int, shape (n_songs,), optional
+        Fold of the frame classifier that scored the song; -1 = none.
+    start : array-like of shape (n_frames,), optional
+        Start of each frame in seconds.
+    note : str
+        Free text, kept in the cache.
+
+    Raises
+    ------
+    SongError
+        Names the song or column that does not fit.
+    """
+
+    def __init__(
+        self,
+        values: npt.ArrayLike,
+        offsets: npt.ArrayLike,
+        *,
+        columns: Sequence[str] | None = None,
+        kind: Kind = "log_odds",
+        task: Task = "multiclass",
+        ids: Iterable[str] | None = None,
+        labels: Iterable[Any] | None = None,
+        groups: Iterable[Any] | None = None,
+        split: Iterable[str | None] | None = None,
+        fold: npt.ArrayLike | None = None,
+        start: npt.ArrayLike | None = None,
+        note: str = "",
+    ) -> None:
+        self.values = np.ascontiguousarray(values, dtype=np.float32)
+        self.offsets = np.ascontiguousarray(offsets, dtype=np.int64)
+        self.columns = None if columns is None else tuple(str(c) for c in columns)
+        self.kind: Kind = kind
+        self.task: Task = task
+        n = len(self.offsets) - 1
+        self.ids = _object_array(ids if ids is not None else map(str, range(n)))
+        self.labels = None if labels is None else _object_array(labels, task)
+        self.groups = None if groups is None else _object_array(groups)
+        self.split = None if split is None else _object_array(split)
+        self.fold = None if fold is None else np.ascontiguousarray(fold, dtype=np.int32)
+        self.start = None if start is None else np.ascontiguousarray(start, dtype=np.float32)
+        self.note = note
+        self._check()
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Iterable[npt.ArrayLike],
+        *,
+        start: Iterable[npt.ArrayLike] | None = None,
+        **fields: Any,
+    ) -> Songs:
+        """Collect one array of shape (n_frames_i, n_columns) per song.
+
+        Parameters
+        ----------
+        arrays : iterable of array-like
+            Frame scores, frames in time order.
+        start : iterable of array-like of shape (n_frames_i,), optional
+            Frame starts in seconds, a list per song.
+        **fields
+            The other parameters of `Songs`.
+        """
+        frames = [np.asarray(a, dtype=np.float32) for a in arrays]
+        ids = fields.get("ids")
+        names = list(ids) if ids is not None else [str(i) for i in range(len(frames))]
+        if ids is not None:
+            fields["ids"] = names
+        columns = fields.get("columns")
+        width = len(columns) if columns is not None else _common_width(frames)
+        for name, array in zip(names, frames, strict=False):
+            if array.size and (array.ndim != 2 or array.shape[1] != width):
+                raise SongError(
+                    f"frames have shape {array.shape}, not (n_frames, {width})", song=str(name)
+                )
+        offsets = np.concatenate([[0], np.cumsum([len(a) for a in frames], dtype=np.int64)])
+        filled = [a for a in frames if a.size]
+        values = np.concatenate(filled) if filled else np.empty((0, width), np.float32)
+        if start is not None:
+            start = np.concatenate([np.empty(0), *(np.asarray(s, np.float32) for s in start)])
+        return cls(values, offsets, start=start, **fields)
+
+    def _check(self) -> None:
+        n = len(self)
+        if self.values.ndim != 2 or self.values.shape[1] == 0:
+            raise SongError(f"values have shape {self.values.shape}, not (n_frames, n_columns)")
+        if n < 0 or self.offsets[0] != 0 or (np.diff(self.offsets) < 0).any():
+            raise SongError("offsets must start at 0 and never fall")
+        if self.offsets[-1] != len(self.values):
+            raise SongError(f"offsets end at {self.offsets[-1]}, values at {len(self.values)}")
+        if self.kind not in get_args(Kind):
+            raise SongError(f"kind {self.kind!r} is none of {', '.join(get_args(Kind))}")
+        if self.task not in get_args(Task):
+            raise SongError(f"task {self.task!r} is none of {', '.join(get_args(Task))}")
+        if self.columns is not None:
+            if len(self.columns) != self.values.shape[1]:
+                raise SongError(
+                    f"{len(self.columns)} column names for {self.values.shape[1]} columns"
+                )
+            _refuse_duplicates(self.columns, "column")
+        for name in _PER_SONG:
+            field = getattr(self, name)
+            if field is not None and len(field) != n:
+                raise SongError(f"{len(field)} {name} for {n} songs")
+        if self.start is not None and len(self.start) != len(self.values):
+            raise SongError(f"{len(self.start)} frame starts for {len(self.values)} frames")
+        _refuse_duplicates(self.ids, "song")
+        self._check_scores()
+
+    def _check_scores(self) -> None:
+        if self.kind == "probability":
+            # NaN compares false both ways, so missing frames pass.
+            bad = ((self.values < 0) | (self.values > 1)).any(axis=1)
+            what = "a probability outside [0, 1]"
+        elif self.kind == "logit":
+            bad = np.isinf(self.values).any(axis=1)
+            what = "an infinite logit"
+        else:
+            return
+        if bad.any():
+            frame = int(np.argmax(bad))
+            song = int(np.searchsorted(self.offsets, frame, side="right")) - 1
+            row = self.values[frame]
+            wrong = np.isinf(row) if self.kind == "logit" else (row < 0) | (row > 1)
+            column = int(np.argmax(wrong))
+            raise SongError(
+                f"frame {frame - self.offsets[song]} has {what}: {row[column]}",
+                song=str(self.ids[song]),
+                column=str(column) if self.columns is None else self.columns[column],
+            )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def shape(self) -> tuple[int]:
+        """Number of songs, as scikit-learn asks for it."""
+        return (len(self),)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Frames per song, missing ones included, shape (n_songs,)."""
+        return np.diff(self.offsets)
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns."""
+        return int(self.values.shape[1])
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.float32]]:
+        for first, end in zip(self.offsets[:-1], self.offsets[1:], strict=True):
+            yield self.values[first:end]
+
+    def __getitem__(self, key: Any) -> Any:
+        """Frames of one song for an integer; `Songs` for a slice, index array or mask."""
+        if isinstance(key, tuple) and len(key) == 2 and key[1] is Ellipsis:
+            key = key[0]  # scikit-learn's indexing of array-likes
+        if isinstance(key, int | np.integer):
+            i = range(len(self))[int(key)]
+            return self.values[self.offsets[i] : self.offsets[i + 1]]
+        return self._take(np.arange(len(self))[key])
+
+    def _take(self, index: npt.NDArray[np.int64]) -> Songs:
+        lengths = self.lengths[index]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        rows = np.repeat(self.offsets[:-1][index] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        fields = {name: getattr(self, name) for name in _PER_SONG}
+        return self._with(
+            values=self.values[rows],
+            offsets=offsets,
+            start=None if self.start is None else self.start[rows],
+            **{name: None if field is None else field[index] for name, field in fields.items()},
+        )
+
+    def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError("Songs have unequal lengths and are no array; use .values and .offsets")
+
+    def __repr__(self) -> str:
+        names = f", columns={list(self.columns)}" if self.columns is not None else ""
+        return (
+            f"<Songs: {len(self)} songs, {len(self.values)} frames, {self.n_columns} columns of "
+            f"{self.kind}{names}>"
+        )
+
+    def replace(self, **fields: Any) -> Songs:
+        """Copy, with some fields set anew by the names of the parameters of `Songs`."""
+        names = ("values", "offsets", "columns", "kind", "task", *_PER_SONG, "start", "note")
+        return Songs(**{name: getattr(self, name) for name in names} | fields)
+
+    def _with(self, **fields: Any) -> Songs:
+        """Like `replace` for fields that are known to fit: nothing is checked again."""
+        other = object.__new__(Songs)
+        other.__dict__.update(self.__dict__ | fields)
+        return other
+
+    def log_odds(self) -> Songs:
+        """Convert the scores to log-odds, in nats."""
+        if self.kind == "log_odds" and not np.isinf(self.values).any():
+            return self
+        if self.kind == "logit" and self.task == "multiclass" and self.n_columns < 2:
+            raise SongError("a single column of softmax logits has no log-odds")
+        return self._with(
+            values=to_log_odds(self.values, self.kind, self.task).astype(np.float32, copy=False),
+            kind="log_odds",
+        )
+
+    def present(self) -> Songs:
+        """Leave out the missing frames."""
+        missing = np.isnan(self.values).any(axis=1)
+        if not missing.any():
+            return self
+        kept = np.concatenate([[0], np.cumsum(~missing)])
+        return self._with(
+            values=self.values[~missing],
+            offsets=kept[self.offsets],
+            start=None if self.start is None else self.start[~missing],
+        )
+
+
+def as_songs(X: Any) -> Songs:
+    """`Songs` from what an aggregator accepts.
+
+    Parameters
+    ----------
+    X : Songs, list of arrays of shape (n_frames_i, n_columns), or array
+        Plain input is log-odds. A 2-D array is read as songs of one frame each, a 3-D array as
+        songs of equal length.
+    """
+    if isinstance(X, Songs):
+        return X
+    if isinstance(X, np.ndarray) and X.dtype != object and X.ndim == 2:
+        return Songs(X, np.arange(len(X) + 1))
+    if isinstance(X, str | bytes) or not isinstance(X, Iterable):
+        raise SongError(f"expected Songs or a list of frame arrays, got {type(X).__name__}")
+    arrays = list(X)
+    if not arrays:
+        raise SongError("no songs")
+    return Songs.from_arrays(arrays)
+
+
+def _object_array(items: Iterable[Any], task: Task | None = None) -> Array:
+    """One-dimensional array of Python objects, None kept, numpy scalars unwrapped."""
+    if isinstance(items, np.ndarray) and items.dtype != object:
+        items = items.tolist()
+    listed = list(items)
+    if task == "multilabel":
+        listed = [None if item is None else tuple(item) for item in listed]
+    array = np.empty(len(listed), dtype=object)
+    array[:] = listed if task != "multilabel" else None
+    if task == "multilabel":
+        for i, item in enumerate(listed):  # a slice assignment would unpack the tuples
+            array[i] = item
+    return array
+
+
+def _common_width(frames: Sequence[Array]) -> int:
+    widths = [a.shape[1] for a in frames if a.ndim == 2 and a.size]
+    if not widths:
+        bad = next((a for a in frames if a.size), None)
+        shape = "no frame" if bad is None else f"frames of shape {bad.shape}"
+        raise SongError(f"songs have {shape}; expected arrays of shape (n_frames, n_columns)")
+    return int(widths[0])
+
+
+def _refuse_duplicates(names: Sequence[Any] | Array, what: str) -> None:
+    if len(set(names)) == len(names):
+        return
+    seen: set[Any] = set()
+    for name in names:
+        if name in seen:
+            raise SongError(f"{what} {name!r} stands there twice", **cast(Any, {what: str(name)}))
+        seen.add(name)
