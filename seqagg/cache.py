@@ -112,12 +112,15 @@ def _to_table(songs: Songs, target: Path) -> pa.Table:
         raise CacheError("the columns have no names; a cache needs them", file=target)
     if songs.offsets[-1] > np.iinfo(np.int32).max:
         raise CacheError("more than 2**31 frames; write several files into a folder", file=target)
+    for text in (*songs.columns, songs.note):
+        if not _is_unicode(text):
+            raise CacheError(f"{ascii(text)} cannot be written as UTF-8", file=target)
     offsets = pa.array(songs.offsets.astype(np.int32))
     flat = pa.array(songs.values.reshape(-1))
     frames = pa.FixedSizeListArray.from_arrays(flat, songs.n_columns)
     label_type = pa.string() if songs.task == "multiclass" else pa.list_(pa.string())
     data = {
-        "song_id": _strings(songs.ids, "song_id", songs, target),
+        "song_id": _ids(songs, target),
         "label": _strings(songs.labels, "label", songs, target, label_type),
         "group": _strings(songs.groups, "group", songs, target),
         "split": _strings(songs.split, "split", songs, target),
@@ -140,6 +143,13 @@ def _to_table(songs: Songs, target: Path) -> pa.Table:
     return table.replace_schema_metadata({_METADATA_KEY: json.dumps(header, ensure_ascii=False)})
 
 
+def _ids(songs: Songs, target: Path) -> pa.Array:
+    for row, name in enumerate(songs.ids):
+        if name is None:
+            raise CacheError(f"song {row} has no id", file=target, column="song_id")
+    return _strings(songs.ids, "song_id", songs, target)
+
+
 def _strings(
     values: npt.NDArray[Any] | None,
     column: str,
@@ -159,15 +169,20 @@ def _strings(
         )
     except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeError) as error:
         for song, value in zip(songs.ids, values, strict=True):
-            parts = value if isinstance(value, tuple) else [value]
-            if not all(part is None or isinstance(part, str) for part in parts):
+            parts = value if isinstance(value, tuple) and pa.types.is_list(wanted) else [value]
+            if not all(part is None or _is_unicode(part) for part in parts):
                 raise CacheError(
-                    f"{value!r} is no text; a cache keeps labels, groups and splits as text",
+                    f"{value!r} is no text; a cache keeps ids, labels, groups and splits as text",
                     file=target,
                     song=str(song),
                     column=column,
                 ) from None
         raise CacheError(str(error), file=target, column=column) from None
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether it is text that UTF-8 can hold: a lone surrogate is not."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _read_file(path: Path) -> Songs:
@@ -200,12 +215,16 @@ def _read_table(path: Path) -> pa.Table:
         if path.suffix == ".arrow":
             with pa.memory_map(os.fspath(path)) as source:
                 table = pa.ipc.open_file(source).read_all()
-            table.validate(full=True)
-            return table
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read(columns=[n for n in wanted if n in file.schema_arrow.names])
+        else:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                table = file.read(columns=[n for n in wanted if n in file.schema_arrow.names])
+        table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise CacheError(f"cannot be read: {error}", file=path) from None
+    for name in wanted:
+        if table.column_names.count(name) > 1:
+            raise CacheError("two columns of this name", file=path, column=name)
+    return table
 
 
 def _read_header(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
@@ -218,13 +237,15 @@ def _read_header(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, A
         raise CacheError(f"metadata is no JSON: {error}", file=path) from None
     if not isinstance(header, dict):
         raise CacheError("metadata is no JSON object", file=path)
-    if header.get("version") != VERSION:
+    if header.get("version") != VERSION or type(header["version"]) is not int:
         raise CacheError(
             f"format version {header.get('version')!r}; this seqagg reads {VERSION}", file=path
         )
     unknown = sorted(set(header) - _KNOWN_KEYS)
     if unknown:
         raise CacheError(f"metadata has unknown keys: {', '.join(unknown)}", file=path)
+    if not isinstance(header.get("note", ""), str):
+        raise CacheError("the note in the metadata is no text", file=path)
     columns = header.get("columns")
     if not isinstance(columns, list) or not all(isinstance(c, str) for c in columns):
         raise CacheError("metadata must list the names of the columns", file=path)
@@ -239,16 +260,18 @@ def _read_header(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, A
         "columns": columns,
         "kind": header["kind"],
         "task": task,
-        "note": str(header.get("note", "")),
+        "note": header.get("note", ""),
     }
 
 
 def _column(path: Path, table: pa.Table, name: str, wanted: str, matches: Any) -> pa.Array | None:
     if name not in table.column_names:
         return None
-    column = table[name].combine_chunks()
+    chunked = table[name]
+    # Joining would copy even a single chunk, and with it a memory-mapped file.
+    column = chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # no chunk at all, in an empty table
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+        column = pa.array([], column.type)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_null(column.type):
@@ -304,7 +327,10 @@ def _read_fold(path: Path, table: pa.Table) -> npt.NDArray[np.int32] | None:
     column = _column(path, table, "fold", "int32", pa.types.is_integer)
     if column is None:
         return None
-    return np.asarray(pc.fill_null(column.cast(pa.int32()), -1), dtype=np.int32)
+    try:
+        return np.asarray(pc.fill_null(column.cast(pa.int32()), -1), dtype=np.int32)
+    except pa.ArrowInvalid as error:
+        raise CacheError(str(error), file=path, column="fold") from None
 
 
 def _read_start(

@@ -20,7 +20,7 @@ Kind = Literal["probability", "logit", "log_odds"]
 Task = Literal["multiclass", "multilabel"]
 
 PROBABILITY_MARGIN = 2.0**-24
-"""Distance from 0 and 1 at which probabilities are clipped: half of float32's step below 1."""
+"""Distance from 0 and 1 at which probabilities are clipped: float32's step below 1."""
 
 LIMIT = float(np.log(1 - PROBABILITY_MARGIN) - np.log(PROBABILITY_MARGIN))
 """Log-odds of a clipped probability, 16.64 nats."""
@@ -63,6 +63,7 @@ def from_logits(logits: Floats) -> Floats:
     if z.shape[-1] < 2:
         raise ValueError("a softmax over a single column has no log-odds")
     top = np.argmax(z, axis=-1, keepdims=True)
+    z = z - np.take_along_axis(z, top, axis=-1)  # else large offsets eat the digits
     log_p = z - logsumexp(z, axis=-1, keepdims=True)
     # log(p / (1 - p)) loses all digits of 1 - p for the largest column alone,
     # so that one is taken against the others directly.
@@ -72,7 +73,7 @@ def from_logits(logits: Floats) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         odds = log_p - np.log1p(-np.exp(log_p))
     np.put_along_axis(odds, top, top_odds, axis=-1)
-    return odds.astype(logits.dtype, copy=False)
+    return np.asarray(odds, dtype=logits.dtype)
 
 
 def to_log_odds(scores: Floats, kind: Kind, task: Task = "multiclass") -> Floats:

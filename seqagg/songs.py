@@ -85,12 +85,12 @@ class Songs:
         self.columns = None if columns is None else tuple(str(c) for c in columns)
         self.kind: Kind = kind
         self.task: Task = task
-        n = len(self.offsets) - 1
+        n = max(len(self.offsets) - 1, 0)
         self.ids = _object_array(ids if ids is not None else map(str, range(n)))
         self.labels = None if labels is None else _object_array(labels, task)
         self.groups = None if groups is None else _object_array(groups)
         self.split = None if split is None else _object_array(split)
-        self.fold = None if fold is None else np.ascontiguousarray(fold, dtype=np.int32)
+        self.fold = None if fold is None else _int32(fold)
         self.start = None if start is None else np.ascontiguousarray(start, dtype=np.float32)
         self.note = note
         self._check()
@@ -122,22 +122,24 @@ class Songs:
         columns = fields.get("columns")
         width = len(columns) if columns is not None else _common_width(frames)
         for name, array in zip(names, frames, strict=False):
-            if array.size and (array.ndim != 2 or array.shape[1] != width):
+            if len(array) and (array.ndim != 2 or array.shape[1] != width):
                 raise SongError(
                     f"frames have shape {array.shape}, not (n_frames, {width})", song=str(name)
                 )
         offsets = np.concatenate([[0], np.cumsum([len(a) for a in frames], dtype=np.int64)])
         filled = [a for a in frames if a.size]
         values = np.concatenate(filled) if filled else np.empty((0, width), np.float32)
-        if start is not None:
-            start = np.concatenate([np.empty(0), *(np.asarray(s, np.float32) for s in start)])
-        return cls(values, offsets, start=start, **fields)
+        return cls(
+            values, offsets, start=None if start is None else _flat(start, frames, names), **fields
+        )
 
     def _check(self) -> None:
-        n = len(self)
+        n = self.offsets.size - 1
+        if self.offsets.ndim != 1 or n < 0:
+            raise SongError(f"offsets have shape {self.offsets.shape}, not (n_songs + 1,)")
         if self.values.ndim != 2 or self.values.shape[1] == 0:
             raise SongError(f"values have shape {self.values.shape}, not (n_frames, n_columns)")
-        if n < 0 or self.offsets[0] != 0 or (np.diff(self.offsets) < 0).any():
+        if self.offsets[0] != 0 or (np.diff(self.offsets) < 0).any():
             raise SongError("offsets must start at 0 and never fall")
         if self.offsets[-1] != len(self.values):
             raise SongError(f"offsets end at {self.offsets[-1]}, values at {len(self.values)}")
@@ -304,6 +306,28 @@ def _object_array(items: Iterable[Any], task: Task | None = None) -> Array:
         for i, item in enumerate(listed):  # a slice assignment would unpack the tuples
             array[i] = item
     return array
+
+
+def _flat(
+    start: Iterable[npt.ArrayLike], frames: Sequence[Array], names: Sequence[Any]
+) -> npt.NDArray[np.float32]:
+    """Frame starts of all songs below each other."""
+    parts = [np.asarray(s, dtype=np.float32).reshape(-1) for s in start]
+    if len(parts) != len(frames):
+        raise SongError(f"frame starts of {len(parts)} songs for {len(frames)} songs")
+    for name, part, array in zip(names, parts, frames, strict=True):
+        if len(part) != len(array):
+            raise SongError(f"{len(part)} frame starts for {len(array)} frames", song=str(name))
+    return np.concatenate([np.empty(0, np.float32), *parts])
+
+
+def _int32(fold: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    given = np.asarray(fold)
+    with np.errstate(invalid="ignore"):
+        narrow = np.ascontiguousarray(given, dtype=np.int32)
+    if (narrow != given).any():
+        raise SongError(f"fold {given[narrow != given][0]} is no 32-bit integer")
+    return narrow
 
 
 def _common_width(frames: Sequence[Array]) -> int:

@@ -1,12 +1,20 @@
-"""The table of aggregators: a new method is one file and one line here."""
+"""The table of aggregators, and their files: a new method is one file and one line here."""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import importlib.metadata
+import os
+import platform
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.utils.validation import check_is_fitted
 
 from seqagg.aggregators.base import Aggregator
-from seqagg.errors import ParameterError
+from seqagg.errors import ModelFileError, ParameterError, SeqaggError
+from seqagg.model_file import read_model, write_model
 
 AGGREGATORS: dict[str, str] = {
     "majority": "seqagg.aggregators.averaging:MajorityVote",
@@ -16,6 +24,26 @@ AGGREGATORS: dict[str, str] = {
     "gru": "seqagg.aggregators.gru:GRUAggregator",
 }
 """Name of a method -> where its class is. Imported on first use: torch alone takes seconds."""
+
+_STATE = "state."
+_HEADER: dict[str, Any] = {
+    "method": str,
+    "parameters": dict,
+    "columns": list | None,
+    "classes": dict,
+    "n_features_in": int,
+    "columns_are_classes": bool,
+    "versions": dict,
+}
+"""Keys of the header -> what JSON holds there."""
+_CLASS_TYPES: dict[str, type] = {
+    "str": str,
+    "bool": bool,
+    "int64": int,
+    "uint64": int,
+    "float64": float,
+}
+"""dtypes of `classes_` that a file keeps -> what JSON holds of them."""
 
 
 def aggregator_class(name: str) -> type[Aggregator]:
@@ -34,7 +62,7 @@ def aggregator_class(name: str) -> type[Aggregator]:
 
 
 def make_aggregator(name: str, **parameters: Any) -> Aggregator:
-    """Aggregator of that name with some parameters set."""
+    """Make the aggregator of that name, with some parameters set."""
     cls = aggregator_class(name)
     known = cls._get_param_names()
     unknown = sorted(set(parameters) - set(known))
@@ -43,3 +71,219 @@ def make_aggregator(name: str, **parameters: Any) -> Aggregator:
             f"method {name!r} has no parameter {', '.join(unknown)}; it has {', '.join(known)}"
         )
     return cls(**parameters)
+
+
+def save(aggregator: Aggregator, path: str | os.PathLike[str]) -> None:
+    """Write a fitted aggregator to a ``.safetensors`` file, whole or not at all.
+
+    Parameters
+    ----------
+    aggregator : Aggregator
+        Fitted, of a class in the table.
+    path : path-like
+        Ends in ``.safetensors``.
+
+    Raises
+    ------
+    ModelFileError
+        When the class is not in the table, a parameter is no JSON, or the file cannot be written.
+    sklearn.exceptions.NotFittedError
+        When it is not fitted.
+    """
+    check_is_fitted(aggregator, "inverse_temperature_")
+    try:
+        header = {
+            "method": _name_of(type(aggregator)),
+            "parameters": _plain_parameters(aggregator),
+            "columns": None if aggregator.columns_ is None else list(aggregator.columns_),
+            "classes": _plain_classes(aggregator.classes_),
+            "n_features_in": int(aggregator.n_features_in_),
+            "columns_are_classes": bool(aggregator._columns_are_classes),
+            "versions": _versions(),
+        }
+    except ModelFileError as error:
+        raise ModelFileError(error.message, file=path) from None
+    arrays = {
+        "class_prior": aggregator.class_prior_,
+        "inverse_temperature": np.float64(aggregator.inverse_temperature_),
+        "column_order": np.asarray(aggregator._column_order, dtype=np.int64),
+        "class_order": np.asarray(aggregator._class_order, dtype=np.int64),
+    }
+    state = {_STATE + name: array for name, array in aggregator._state().items()}
+    write_model(path, header, arrays | state)
+
+
+def load(path: str | os.PathLike[str]) -> Aggregator:
+    """Read a fitted aggregator that `save` wrote; nothing in the file is run.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    Aggregator
+        Answers as the one that was saved.
+
+    Raises
+    ------
+    ModelFileError
+        When the file is no model, damaged, or says what cannot be.
+    """
+    header, arrays = read_model(path)
+    try:
+        return _build(header, arrays)
+    except SeqaggError as error:
+        raise ModelFileError(error.message, file=path) from None
+
+
+def _name_of(cls: type[Aggregator]) -> str:
+    place = f"{cls.__module__}:{cls.__qualname__}"
+    for name, known in AGGREGATORS.items():
+        if known == place:
+            return name
+    raise ModelFileError(
+        f"{cls.__name__} is not in the table of methods, so no file of it could be loaded; "
+        f"seqagg.aggregators.AGGREGATORS['name'] = {place!r} puts it there"
+    )
+
+
+def _plain_parameters(aggregator: Aggregator) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for name, value in aggregator.get_params(deep=False).items():
+        plain[name] = value.item() if isinstance(value, np.generic) else value
+        if not isinstance(plain[name], str | bool | int | float | None):
+            raise ModelFileError(
+                f"parameter {name} is a {type(value).__name__}, which a model file cannot keep; "
+                "before saving set it to a number, text or None"
+            )
+    return plain
+
+
+def _plain_classes(classes: npt.NDArray[Any]) -> dict[str, Any]:
+    dtype = "str" if classes.dtype.kind == "U" else classes.dtype.name
+    if dtype not in _CLASS_TYPES:
+        raise ModelFileError(f"labels of type {dtype} cannot be kept in a model file")
+    return {"dtype": dtype, "values": classes.tolist()}
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what fitted the model, for whoever must find out why an answer changed."""
+    versions = {"python": platform.python_version()}
+    for name in ("seqagg", "numpy", "scipy", "scikit-learn", "hmmlearn", "torch"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _build(header: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Aggregator:
+    _check_header(header)
+    aggregator = _unfitted(header["method"], header["parameters"])
+    columns, n_columns = header["columns"], header["n_features_in"]
+    classes = _read_classes(header["classes"])
+    if n_columns < 1 or (columns is not None and len(columns) != n_columns):
+        _refuse(f"{n_columns} columns do not go with the names of columns")
+    if header["columns_are_classes"] and len(classes) != n_columns:
+        _refuse(f"{len(classes)} classes cannot be {n_columns} columns")
+    if aggregator.needs_class_columns and not header["columns_are_classes"]:
+        _refuse(f"method {header['method']!r} needs columns that are classes")
+    own = {name: array for name, array in arrays.items() if not name.startswith(_STATE)}
+    if own.keys() != {"class_prior", "inverse_temperature", "column_order", "class_order"}:
+        _refuse(f"holds the arrays {', '.join(sorted(own)) or 'of no method'}")
+    aggregator.columns_ = None if columns is None else tuple(columns)
+    aggregator.n_features_in_ = n_columns
+    aggregator.classes_ = classes
+    aggregator._columns_are_classes = header["columns_are_classes"]
+    aggregator.class_prior_ = _read_prior(own["class_prior"], len(classes))
+    aggregator._column_order = _read_order(own["column_order"], n_columns, "column_order")
+    aggregator._class_order = _read_order(own["class_order"], len(classes), "class_order")
+    state = {n.removeprefix(_STATE): a for n, a in arrays.items() if n.startswith(_STATE)}
+    _set_state(aggregator, state)
+    # Last, as in `fit`: its presence says that all the rest is there.
+    aggregator.inverse_temperature_ = _read_inverse_temperature(own["inverse_temperature"])
+    return aggregator
+
+
+def _check_header(header: dict[str, Any]) -> None:
+    if header.keys() != _HEADER.keys():
+        _refuse(f"the header has the keys {', '.join(sorted(header))}")
+    for name, wanted in _HEADER.items():
+        value = header[name]
+        # JSON's true is Python's True, which passes for an int.
+        if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+            _refuse(f"{name} is {value!r}")
+    columns = header["columns"]
+    if columns is not None and not (
+        all(isinstance(c, str) for c in columns) and len(set(columns)) == len(columns)
+    ):
+        _refuse("the names of the columns are not text, or not all different")
+
+
+def _unfitted(method: str, parameters: dict[str, Any]) -> Aggregator:
+    try:
+        aggregator = make_aggregator(method, **parameters)
+        aggregator._check_parameters()
+    except (TypeError, ValueError) as error:
+        _refuse(str(error))
+    return aggregator
+
+
+def _read_classes(plain: dict[str, Any]) -> npt.NDArray[Any]:
+    dtype, values = plain.get("dtype"), plain.get("values")
+    if dtype not in _CLASS_TYPES or not isinstance(values, list) or not values:
+        _refuse("the classes cannot be read")
+    if not all(type(value) is _CLASS_TYPES[dtype] for value in values):
+        _refuse(f"not every class is of type {dtype}")
+    try:
+        classes = np.array(values, dtype=dtype)
+    except OverflowError as error:
+        _refuse(f"the classes cannot be read: {error}")
+    if not np.array_equal(np.unique(classes), classes):
+        _refuse("the classes are not sorted, or not all different")
+    return classes
+
+
+def _read_array(
+    array: npt.NDArray[Any], name: str, dtype: type, shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    if array.dtype != dtype or array.shape != shape:
+        _refuse(f"{name} has dtype {array.dtype} and shape {array.shape}, not {shape}")
+    return array
+
+
+def _read_prior(array: npt.NDArray[Any], n_classes: int) -> npt.NDArray[np.float64]:
+    prior = _read_array(array, "class_prior", np.float64, (n_classes,))
+    if not ((prior > 0).all() and abs(prior.sum() - 1) < 1e-9):
+        _refuse("class_prior holds no probabilities that sum to 1")
+    return prior
+
+
+def _read_order(array: npt.NDArray[Any], n: int, name: str) -> npt.NDArray[np.int64]:
+    order = _read_array(array, name, np.int64, (n,))
+    if not np.array_equal(np.sort(order), np.arange(n)):
+        _refuse(f"{name} is no order of 0 .. {n - 1}")
+    return order
+
+
+def _read_inverse_temperature(array: npt.NDArray[Any]) -> float:
+    value = float(_read_array(array, "inverse_temperature", np.float64, ()))
+    if not (np.isfinite(value) and value > 0):
+        _refuse(f"inverse_temperature is {value}")
+    return value
+
+
+def _set_state(aggregator: Aggregator, state: dict[str, npt.NDArray[Any]]) -> None:
+    try:
+        aggregator._set_state(state)
+        used = aggregator._state().keys()
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        message = error.message if isinstance(error, SeqaggError) else str(error)
+        _refuse(f"the state does not fit: {message}")
+    if used != state.keys():
+        _refuse(f"the state holds {', '.join(sorted(state)) or 'no array'}")
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ModelFileError(message)

@@ -54,7 +54,7 @@ class MajorityVote(_Average):
         votes = segment_votes(songs.values, songs.offsets)
         mean = segment_mean(expit(songs.values), songs.offsets)
         # A mean probability is below 1, so it orders equal votes and never unequal ones.
-        return _log(votes + mean) - np.log(songs.lengths + 1.0)[:, None]
+        return np.asarray(_log(votes + mean) - np.log(songs.lengths + 1.0)[:, None])
 
 
 class MeanProbability(_Average):

@@ -1,0 +1,615 @@
+"""One hidden Markov model per class, mixed with averaging.
+
+Conventions
+-----------
+Models live in whitened log-odds: ``(x - center) @ basis`` has the identity as its covariance
+within classes. There a diagonal covariance is a fair choice (softmax columns are dependent, so in
+log-odds it is not) and shrinkage towards the identity means the same for every column. The fitted
+hmmlearn objects in ``hmms_`` speak of plain log-odds, which costs them full covariances.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+
+from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
+from seqagg.aggregators.start import AverageStart, fit_start, identity_start
+from seqagg.errors import ModelFileError, ParameterError
+from seqagg.folds import Fold, grouped_folds
+from seqagg.kernels.hmm import GaussianParameters, fit_em, log_likelihood, with_jacobian
+from seqagg.progress import steps
+from seqagg.songs import Songs
+
+if TYPE_CHECKING:
+    from hmmlearn.hmm import GaussianHMM
+
+_EIGENVALUE_FLOOR = 1e-2
+"""Smallest eigenvalue of the columns' correlation that whitening stretches to 1."""
+
+_TIE = 1e-3
+"""Losses this close, in nats per song, are equal, and the simpler shape is taken."""
+
+_KMEANS_FRAMES = 2000
+_KMEANS_ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a class's HMM looks like before it is fitted."""
+
+    n_states: int
+    covariance_type: str
+    topology: str
+
+    def __str__(self) -> str:
+        return f"{self.n_states} {self.covariance_type} {self.topology} states"
+
+
+@dataclass(frozen=True)
+class _Whitening:
+    center: Floats  # (n_columns,)
+    basis: Floats  # (n_columns, n_columns)
+
+    def __call__(self, songs: Songs) -> Floats:
+        return np.asarray((songs.values - self.center) @ self.basis)
+
+
+@dataclass(frozen=True)
+class _ClassModel:
+    """Fitted model of one class, and how the fit went."""
+
+    parameters: GaussianParameters
+    history: list[float]
+    n_songs: int
+    n_frames: int
+
+
+class HMMAggregator(Aggregator):
+    """Ask which class's hidden Markov model explains the frames best, and listen to averaging too.
+
+    One Gaussian HMM is fitted to the songs of each class. By itself, the class with the highest
+    likelihood is a poor decision wherever order says little, so by default the scores are
+    ``a * log likelihood per frame + b * mean log-odds + c * log class prior``, the three weights
+    fitted on songs that the HMMs had not seen. What is left to "auto" is chosen on those songs
+    as well.
+
+    Parameters
+    ----------
+    n_states : int or "auto"
+        States per class; fewer where a class has less than `min_frames` frames a state.
+    covariance_type : {"diag", "full", "auto"}
+        Covariances of the states, in whitened log-odds.
+    topology : {"ergodic", "left-right", "auto"}
+        Whether states follow each other freely, or run one way and skip at most one.
+    decision : {"hybrid", "likelihood"}
+        The mix above, or the log likelihood of the song plus the log class prior.
+    shrinkage : float
+        How many frames' worth each covariance is drawn towards that within classes. Above 0,
+        so that no covariance collapses.
+    min_frames : int
+        Fewest frames per state.
+    n_restarts : int
+        Random starts of an ergodic model; the likeliest is kept.
+    n_iter : int
+        Most EM iterations.
+    tol : float
+        EM stops when an iteration gains less than this, in nats per frame.
+    n_folds : int
+        Grouped folds on which the weights are fitted and the shape is chosen.
+    engine : {"seqagg", "hmmlearn"}
+        Who runs EM. The answers are the same to rounding; hmmlearn is the reference.
+    random_state : int
+        Seed.
+    on_empty : {"error", "prior"}
+        What a song without a single frame gets: an error that names it, or the class prior.
+
+    Attributes
+    ----------
+    hmms_ : dict of label to hmmlearn.hmm.GaussianHMM
+        The fitted models over frames of log-odds, columns in the user's order. A class without
+        training songs has none.
+    shape_ : Shape
+        Number of states, covariance type and topology that were used.
+    weights_ : ndarray of shape (3,)
+        a, b and c of the hybrid decision.
+    fit_report_ : str
+        What was fitted, chosen and mixed, in words.
+
+    References
+    ----------
+    .. [1] L. R. Rabiner, "A tutorial on hidden Markov models and selected applications in speech
+       recognition", Proceedings of the IEEE 77(2), 1989.
+    """
+
+    auto_states: ClassVar[tuple[int, ...]] = (3, 8)
+    """Numbers of states that "auto" tries."""
+
+    def __init__(
+        self,
+        *,
+        n_states: int | Literal["auto"] = "auto",
+        covariance_type: Literal["diag", "full", "auto"] = "auto",
+        topology: Literal["ergodic", "left-right", "auto"] = "auto",
+        decision: Literal["hybrid", "likelihood"] = "hybrid",
+        shrinkage: float = 30.0,
+        min_frames: int = 10,
+        n_restarts: int = 2,
+        n_iter: int = 20,
+        tol: float = 1e-4,
+        n_folds: int = 3,
+        engine: Literal["seqagg", "hmmlearn"] = "seqagg",
+        random_state: int = 0,
+        on_empty: OnEmpty = "error",
+    ) -> None:
+        self.n_states = n_states
+        self.covariance_type = covariance_type
+        self.topology = topology
+        self.decision = decision
+        self.shrinkage = shrinkage
+        self.min_frames = min_frames
+        self.n_restarts = n_restarts
+        self.n_iter = n_iter
+        self.tol = tol
+        self.n_folds = n_folds
+        self.engine = engine
+        self.random_state = random_state
+        self.on_empty = on_empty
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        for name, allowed in (
+            ("covariance_type", ("diag", "full", "auto")),
+            ("topology", ("ergodic", "left-right", "auto")),
+            ("decision", ("hybrid", "likelihood")),
+            ("engine", ("seqagg", "hmmlearn")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ParameterError(
+                    f"{name}={getattr(self, name)!r} is none of {', '.join(allowed)}"
+                )
+        for name in ("min_frames", "n_restarts", "n_iter", "n_folds", "n_states"):
+            value = getattr(self, name)
+            if not (name == "n_states" and value == "auto") and not (
+                isinstance(value, int | np.integer) and value >= 1
+            ):
+                raise ParameterError(f"{name}={value!r} is no whole number above 0")
+        if not self.shrinkage > 0:
+            raise ParameterError(f"shrinkage={self.shrinkage!r} must be above 0")
+
+    def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
+        shapes = self._shapes()
+        folds = grouped_folds(y, groups, self.n_folds, self.random_state)
+        with steps("hmm", len(folds) * len(shapes) + 1) as step:
+            tried = [self._try_fold(songs, y, fold, shapes, step) for fold in folds]
+            averages, likelihoods = _gather(tried, folds, len(shapes), y, len(self.classes_))
+            best, losses = self._choose(averages, likelihoods, y)
+            self.shape_ = shapes[best]
+            whiten = _whiten_within(songs, y)
+            self._whitening = whiten
+            self._start = self._make_start(songs, y)
+            models = self._fit_classes(
+                whiten(songs), songs.offsets, y, self.shape_, self.n_restarts
+            )
+            self._models = {k: m.parameters for k, m in models.items()}
+            step("")
+        self.hmms_ = self._to_hmmlearn()
+        self.fit_report_ = self._report(models, shapes, losses)
+        if not folds:
+            return None
+        return self._mix(averages, likelihoods[best], songs.lengths)
+
+    def _shapes(self) -> list[Shape]:
+        """Shapes to try, simple ones first."""
+        states = self.auto_states if self.n_states == "auto" else (int(self.n_states),)
+        covariances = ("diag", "full")
+        topologies = ("ergodic", "left-right")
+        if self.covariance_type != "auto":
+            covariances = (self.covariance_type,)  # type: ignore[assignment]
+        if self.topology != "auto":
+            topologies = (self.topology,)  # type: ignore[assignment]
+        return [
+            Shape(n, covariance, topology)
+            for n, covariance, topology in itertools.product(states, covariances, topologies)
+        ]
+
+    def _make_start(self, songs: Songs, y: Ints) -> AverageStart:
+        n_classes = len(self.classes_)
+        if self._columns_are_classes:
+            return identity_start(n_classes)
+        return fit_start(songs, y, n_classes)
+
+    def _try_fold(
+        self, songs: Songs, y: Ints, fold: Fold, shapes: list[Shape], step: Any
+    ) -> tuple[Floats, list[Floats]]:
+        """Averages and, for each shape, log likelihoods per frame of the songs held out."""
+        learn, held = fold
+        known, unknown = songs[learn], songs[held]
+        whiten = _whiten_within(known, y[learn])
+        averages = self._make_start(known, y[learn]).scores(unknown)
+        frames = whiten(known)
+        likelihoods = []
+        for shape in shapes:
+            fitted = self._fit_classes(frames, known.offsets, y[learn], shape, n_restarts=1)
+            models = {k: m.parameters for k, m in fitted.items()}
+            likelihoods.append(
+                _likelihood_per_frame(models, whiten(unknown), unknown.offsets, len(self.classes_))
+            )
+            step(str(shape))
+        return averages, likelihoods
+
+    def _fit_classes(
+        self, frames: Floats, offsets: Ints, y: Ints, shape: Shape, n_restarts: int
+    ) -> dict[int, _ClassModel]:
+        models = {}
+        for k in np.unique(y):
+            mine = np.flatnonzero(y == k)
+            lengths = np.diff(offsets)[mine]
+            own = np.concatenate([frames[offsets[i] : offsets[i + 1]] for i in mine])
+            own_offsets = np.concatenate([[0], np.cumsum(lengths)])
+            models[int(k)] = self._fit_class(own, own_offsets, shape, int(k), n_restarts)
+        return models
+
+    def _fit_class(
+        self, frames: Floats, offsets: Ints, shape: Shape, k: int, n_restarts: int
+    ) -> _ClassModel:
+        n_states = max(1, min(shape.n_states, len(frames) // self.min_frames))
+        rng = np.random.default_rng([self.random_state, k])
+        n_starts = n_restarts if shape.topology == "ergodic" and n_states > 1 else 1
+        fit = _fit_with_hmmlearn if self.engine == "hmmlearn" else fit_em
+        best: tuple[GaussianParameters, list[float]] | None = None
+        for _ in range(n_starts):
+            start = _starting_model(frames, offsets, n_states, shape, rng)
+            found = fit(
+                frames,
+                offsets,
+                start,
+                shrinkage=self.shrinkage,
+                n_iter=self.n_iter,
+                tol=self.tol * len(frames),
+            )
+            if best is None or found[1][-1] > best[1][-1]:
+                best = found
+        assert best is not None
+        return _ClassModel(*best, n_songs=len(offsets) - 1, n_frames=len(frames))
+
+    def _choose(
+        self, averages: Floats, likelihoods: list[Floats], y: Ints
+    ) -> tuple[int, list[float]]:
+        """Shape with the lowest loss on held-out songs; sets the weights of its mix."""
+        # Without songs to hold out there is nothing to say for the likelihoods.
+        self.weights_ = np.array([0.0, 1.0, 0.0])
+        if len(averages) == 0:
+            return 0, []
+        prior = np.broadcast_to(self._log_prior(), averages.shape)
+        fits = [_fit_weights(np.stack([ll, averages, prior]), y) for ll in likelihoods]
+        losses = [loss for _, loss in fits]
+        best = int(np.argmax(np.array(losses) <= min(losses) + _TIE))
+        self.weights_ = fits[best][0]
+        return best, losses
+
+    def _log_scores(self, songs: Songs) -> Floats:
+        likelihood = _likelihood_per_frame(
+            self._models, self._whitening(songs), songs.offsets, len(self.classes_)
+        )
+        return self._mix(self._start.scores(songs), likelihood, songs.lengths)
+
+    def _mix(self, averages: Floats, likelihood: Floats, lengths: Ints) -> Floats:
+        prior = self._log_prior()
+        if self.decision == "likelihood":
+            return np.asarray(likelihood * lengths[:, None] + prior)
+        a, b, c = self.weights_
+        return np.asarray(a * likelihood + b * averages + c * prior)
+
+    def _log_prior(self) -> Floats:
+        return np.asarray(np.log(self.class_prior_[self._class_order]))
+
+    def _to_hmmlearn(self) -> dict[Any, GaussianHMM]:
+        """Models of plain log-odds, columns in the user's order."""
+        from hmmlearn.hmm import GaussianHMM
+
+        # Row j of the canonical basis belongs to the user's column column_order[j].
+        back = np.argsort(self._column_order)
+        out = {}
+        for k in sorted(self._models, key=lambda k: self._class_order[k]):
+            plain = with_jacobian(
+                self._models[k], self._whitening.basis[back], self._whitening.center[back]
+            )
+            hmm = GaussianHMM(plain.n_states, "full", implementation="scaling")
+            hmm.n_features = self.n_features_in_
+            hmm.startprob_, hmm.transmat_ = plain.startprob, plain.transmat
+            hmm.means_, hmm.covars_ = plain.means, plain.covars
+            out[self.classes_[self._class_order[k]].item()] = hmm
+        return out
+
+    def _report(
+        self, models: Mapping[int, _ClassModel], shapes: list[Shape], losses: list[float]
+    ) -> str:
+        lines = [f"asked for {self.shape_} per class"]
+        if losses:
+            lines.append("loss on held-out songs, nats: ")
+            lines[-1] += ", ".join(
+                f"{shape} {loss:.3f}" for shape, loss in zip(shapes, losses, strict=True)
+            )
+        a, b, c = self.weights_
+        if self.decision == "hybrid":
+            lines.append(
+                f"score = {a:.3g} log likelihood per frame + {b:.3g} mean log-odds "
+                f"+ {c:.3g} log prior"
+            )
+        for k, label in enumerate(self.classes_[self._class_order]):
+            if k not in models:
+                lines.append(f"{label}: no training song")
+                continue
+            m = models[k]
+            fell = any(b < a - 1e-6 * abs(a) for a, b in itertools.pairwise(m.history))
+            lines.append(
+                f"{label}: {m.n_songs} songs, {m.n_frames} frames, {m.parameters.n_states} states, "
+                f"{len(m.history)} iterations, {m.history[-1] / m.n_frames:.3f} nats per frame"
+                + (", likelihood fell at some iteration" if fell else "")
+            )
+        return "\n".join(lines)
+
+    def _state(self) -> dict[str, Array]:
+        state = {
+            "weights": self.weights_,
+            "center": self._whitening.center,
+            "basis": self._whitening.basis,
+            "start_weight": self._start.weight,
+            "start_bias": self._start.bias,
+        }
+        for k, m in self._models.items():
+            state |= {
+                f"{k}.startprob": m.startprob,
+                f"{k}.transmat": m.transmat,
+                f"{k}.means": m.means,
+                f"{k}.covars": m.covars,
+            }
+        return state
+
+    def _set_state(self, arrays: Mapping[str, Array]) -> None:
+        n_columns, n_classes = self.n_features_in_, len(self.classes_)
+        shapes = {
+            "weights": (3,),
+            "center": (n_columns,),
+            "basis": (n_columns, n_columns),
+            "start_weight": (n_columns, n_classes),
+            "start_bias": (n_classes,),
+        }
+        for name, shape in shapes.items():
+            if name not in arrays or arrays[name].shape != shape:
+                raise ModelFileError(f"array {name} is missing or not of shape {shape}")
+        self.weights_ = arrays["weights"]
+        self._whitening = _Whitening(arrays["center"], arrays["basis"])
+        self._start = AverageStart(arrays["start_weight"], arrays["start_bias"])
+        self._models = {
+            k: _read_model(arrays, k, n_columns)
+            for k in range(n_classes)
+            if f"{k}.startprob" in arrays
+        }
+        if not self._models:
+            raise ModelFileError("no class has a model")
+        known = {*shapes, *(f"{k}.{part}" for k in self._models for part in _PARTS)}
+        if set(arrays) != known:
+            raise ModelFileError(f"unknown arrays: {', '.join(sorted(set(arrays) - known))}")
+        self.hmms_ = self._to_hmmlearn()
+
+
+_PARTS = ("startprob", "transmat", "means", "covars")
+
+
+def _read_model(arrays: Mapping[str, Array], k: int, n_columns: int) -> GaussianParameters:
+    missing = [part for part in _PARTS if f"{k}.{part}" not in arrays]
+    if missing:
+        raise ModelFileError(f"the model of class {k} lacks {', '.join(missing)}")
+    found = GaussianParameters(*(arrays[f"{k}.{part}"] for part in _PARTS))
+    n = found.startprob.size
+    diagonal, full = (n, n_columns), (n, n_columns, n_columns)
+    if (
+        found.startprob.shape != (n,)
+        or found.transmat.shape != (n, n)
+        or found.means.shape != diagonal
+        or found.covars.shape not in (diagonal, full)
+    ):
+        raise ModelFileError(f"the arrays of class {k} do not fit together")
+    for name, p in (("startprob", found.startprob), ("transmat", found.transmat)):
+        if (p < 0).any() or not np.allclose(p.sum(axis=-1), 1, rtol=0, atol=1e-6):
+            raise ModelFileError(f"{name} of class {k} holds no probabilities")
+    if found.covars.ndim == 2:
+        positive = bool((found.covars > 0).all())
+    else:
+        symmetric = np.allclose(found.covars, found.covars.swapaxes(1, 2))
+        positive = symmetric and bool((np.linalg.eigvalsh(found.covars) > 0).all())
+    if not positive:
+        raise ModelFileError(f"a covariance of class {k} is not positive")
+    return found
+
+
+def _whiten_within(songs: Songs, y: Ints) -> _Whitening:
+    """Basis in which frames have the identity as their covariance within classes."""
+    frames = songs.values.astype(np.float64)
+    class_of_frame = np.repeat(y, songs.lengths)
+    residual = frames.copy()
+    for k in np.unique(y):
+        mine = class_of_frame == k
+        residual[mine] -= frames[mine].mean(axis=0)
+    covariance = residual.T @ residual / len(residual)
+    spread = np.sqrt(np.maximum(np.diagonal(covariance), 1e-6))
+    values, vectors = np.linalg.eigh(covariance / np.outer(spread, spread))
+    basis = vectors / np.sqrt(np.maximum(values, _EIGENVALUE_FLOOR)) / spread[:, None]
+    return _Whitening(frames.mean(axis=0), basis)
+
+
+def _starting_model(
+    frames: Floats, offsets: Ints, n_states: int, shape: Shape, rng: np.random.Generator
+) -> GaussianParameters:
+    n_features = frames.shape[1]
+    if shape.topology == "ergodic":
+        means = _kmeans(frames, n_states, rng)
+        startprob = np.full(n_states, 1 / n_states)
+        leave = 0.3 / max(n_states - 1, 1)
+        transmat = np.full((n_states, n_states), leave)
+        np.fill_diagonal(transmat, 1 - leave * (n_states - 1))
+    else:
+        means = _means_of_parts(frames, offsets, n_states)
+        startprob, transmat = _left_right(n_states, float(np.diff(offsets).mean()))
+    covars = np.ones((n_states, n_features))
+    if shape.covariance_type == "full":
+        covars = np.tile(np.eye(n_features), (n_states, 1, 1))
+    return GaussianParameters(startprob, transmat, means, covars)
+
+
+def _kmeans(frames: Floats, n_clusters: int, rng: np.random.Generator) -> Floats:
+    """Centres by k-means++ and a few rounds of Lloyd on a sample of the frames.
+
+    EM refines them; scikit-learn's k-means took longer than all of EM.
+    """
+    from sklearn.cluster import kmeans_plusplus
+
+    if len(frames) > _KMEANS_FRAMES:
+        frames = frames[rng.choice(len(frames), _KMEANS_FRAMES, replace=False)]
+    centres, _ = kmeans_plusplus(frames, n_clusters, random_state=int(rng.integers(2**31)))
+    for _ in range(_KMEANS_ROUNDS):
+        distance = (centres**2).sum(axis=1) - 2 * frames @ centres.T  # up to a constant per frame
+        member = np.eye(n_clusters)[distance.argmin(axis=1)]
+        count = member.sum(axis=0)[:, None]
+        centres = np.where(count > 0, member.T @ frames / np.maximum(count, 1), centres)
+    return np.asarray(centres)
+
+
+def _means_of_parts(frames: Floats, offsets: Ints, n_parts: int) -> Floats:
+    """Mean frame of each of the equal parts that songs are cut into."""
+    lengths = np.diff(offsets)
+    place = np.arange(len(frames)) - np.repeat(offsets[:-1], lengths)
+    part = (place + 0.5) / np.repeat(lengths, lengths) * n_parts
+    member = np.eye(n_parts)[np.minimum(part.astype(int), n_parts - 1)]
+    count = member.sum(axis=0)[:, None]
+    everywhere = frames.mean(axis=0)
+    means = np.where(count > 0, member.T @ frames / np.maximum(count, 1), everywhere)
+    return np.asarray(means)
+
+
+def _left_right(n_states: int, mean_length: float) -> tuple[Floats, Floats]:
+    """Starts and transitions of states that run one way and skip at most one."""
+    leave = min(0.9, n_states / max(mean_length, 1.0))
+    transmat = (
+        (1 - leave) * np.eye(n_states)
+        + 0.8 * leave * np.eye(n_states, k=1)
+        + 0.2 * leave * np.eye(n_states, k=2)
+    )
+    startprob = np.array([0.9, 0.1, *[0.0] * n_states])[:n_states]
+    return startprob / startprob.sum(), transmat / transmat.sum(axis=1, keepdims=True)
+
+
+def _likelihood_per_frame(
+    models: Mapping[int, GaussianParameters], frames: Floats, offsets: Ints, n_classes: int
+) -> Floats:
+    """Log likelihood per frame, shape (n_songs, n_classes).
+
+    A class without a model is as likely as the unlikeliest of the others.
+    """
+    out = np.full((len(offsets) - 1, n_classes), np.inf)
+    for k, model in models.items():
+        out[:, k] = log_likelihood(frames, offsets, model) / np.diff(offsets)
+    return np.where(np.isinf(out), out.min(axis=1, keepdims=True), out)
+
+
+def _gather(
+    tried: list[tuple[Floats, list[Floats]]],
+    folds: list[Fold],
+    n_shapes: int,
+    y: Ints,
+    n_classes: int,
+) -> tuple[Floats, list[Floats]]:
+    """Averages and likelihoods of the folds, put back in the order of the songs."""
+    if not folds:
+        return np.empty((0, n_classes)), []
+    averages = np.empty((len(y), n_classes))
+    likelihoods = [np.empty((len(y), n_classes)) for _ in range(n_shapes)]
+    for (_, held), (average, by_shape) in zip(folds, tried, strict=True):
+        averages[held] = average
+        for out, likelihood in zip(likelihoods, by_shape, strict=True):
+            out[held] = likelihood
+    return averages, likelihoods
+
+
+def _fit_weights(parts: Floats, y: Ints) -> tuple[Floats, float]:
+    """Weights of the mix that make the labels likeliest, and their loss in nats per song.
+
+    The loss is convex in the weights. A standard normal prior around averaging, worth one song,
+    keeps them finite where everything is right.
+
+    Parameters
+    ----------
+    parts : ndarray of shape (n_parts, n_songs, n_classes)
+        Averages stand second.
+    y : ndarray of int, shape (n_songs,)
+    """
+    songs = np.arange(len(y))
+    around = np.array([0.0, 1.0, 0.0])
+
+    def cost(weights: Floats) -> tuple[float, Floats]:
+        log_p = log_softmax(np.tensordot(weights, parts, axes=1), axis=1)
+        surplus = np.exp(log_p)
+        surplus[songs, y] -= 1
+        slope = np.tensordot(parts, surplus, axes=([1, 2], [0, 1]))
+        off = weights - around
+        loss = -log_p[songs, y].sum() + 0.5 * off @ off
+        return loss / len(y), (slope + off) / len(y)
+
+    found = minimize(cost, around, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(parts))
+    return np.asarray(found.x), float(found.fun)
+
+
+def _fit_with_hmmlearn(
+    frames: Floats,
+    offsets: Ints,
+    model: GaussianParameters,
+    *,
+    shrinkage: float,
+    n_iter: int,
+    tol: float,
+) -> tuple[GaussianParameters, list[float]]:
+    """Do what `fit_em` does, with hmmlearn's own EM from the same start."""
+    from hmmlearn.hmm import GaussianHMM
+
+    n_features = frames.shape[1]
+    full = model.covars.ndim == 3
+    hmm = GaussianHMM(
+        model.n_states,
+        "full" if full else "diag",
+        # A scalar would be added to every element of a full covariance.
+        covars_prior=shrinkage * np.eye(n_features) if full else shrinkage,
+        covars_weight=shrinkage + (n_features if full else 1),
+        n_iter=n_iter,
+        tol=tol,
+        init_params="",
+        implementation="scaling",
+    )
+    hmm.n_features = n_features
+    hmm.startprob_, hmm.transmat_ = model.startprob, model.transmat
+    hmm.means_, hmm.covars_ = model.means, model.covars
+    with _quiet_hmmlearn():
+        hmm.fit(frames, np.diff(offsets))
+    fitted = GaussianParameters(hmm.startprob_, hmm.transmat_, hmm.means_, hmm._covars_)
+    return fitted, [float(value) for value in hmm.monitor_.history]
+
+
+@contextmanager
+def _quiet_hmmlearn() -> Iterator[None]:
+    """Keep hmmlearn's remarks on convergence off the screen; `fit_report_` has them."""
+    logger = logging.getLogger("hmmlearn.base")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,51 @@
+"""Folds inside the training songs: what a learnt method is tried on must be new to it.
+
+Conventions
+-----------
+``y`` and ``groups`` are indices, shape (n_songs,). A fold is a pair of index arrays, the songs to
+learn from and the songs held out; the held-out parts together are all songs, each once.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Fold = tuple[Ints, Ints]
+
+
+def grouped_folds(y: Ints, groups: Ints, n_folds: int, seed: int) -> list[Fold]:
+    """Stratified folds that keep groups whole.
+
+    Parameters
+    ----------
+    y : ndarray of int, shape (n_songs,)
+        Class of each song, spread as evenly over the folds as the groups allow.
+    groups : ndarray of int, shape (n_songs,)
+        Never on both sides of a fold.
+    n_folds : int
+        Fewer are made where there are fewer groups.
+    seed : int
+        Of the shuffle.
+
+    Returns
+    -------
+    list of (learn, held_out)
+        Empty if all songs are of one group: then nothing can be held out.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    n_folds = min(n_folds, len(np.unique(groups)))
+    if n_folds < 2:
+        return []
+    if np.bincount(y).max() < n_folds:  # scikit-learn refuses to stratify so few songs
+        y = np.zeros_like(y)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # A class with fewer songs than folds is missing from some of them, and may be.
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        folds = list(splitter.split(np.empty(len(y)), y, groups))
+    return [(learn, held) for learn, held in folds if len(learn) and len(held)]

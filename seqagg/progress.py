@@ -1,0 +1,64 @@
+"""Progress of long work, shown only where a command has switched it on.
+
+The library reports; whether anybody sees it is decided at the top. A command that draws to a
+terminal enters `shown`, everything else stays silent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_display: ContextVar[Progress | None] = ContextVar("seqagg_progress", default=None)
+
+
+@contextlib.contextmanager
+def shown() -> Iterator[None]:
+    """Draw bars on standard error within the block, if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as display:
+        token = _display.set(display)
+        try:
+            yield
+        finally:
+            _display.reset(token)
+
+
+@contextlib.contextmanager
+def steps(text: str, total: int) -> Iterator[Callable[[str], None]]:
+    """Report work of `total` steps: call what this gives after each, with what was done.
+
+    Bars of work inside work stand below each other.
+    """
+    display = _display.get()
+    if display is None:
+        yield lambda done: None
+        return
+    bar = display.add_task(text, total=total)
+    try:
+        yield lambda done: display.update(bar, advance=1, description=f"{text} {done}".rstrip())
+    finally:
+        display.remove_task(bar)
