@@ -1,4 +1,4 @@
-"""Temperature scaling: how far log scores may be believed.
+"""How far log scores may be believed: temperatures, and weights of a mix.
 
 Conventions
 -----------
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax
 
 Floats = npt.NDArray[np.float64]
@@ -58,3 +58,39 @@ def fit_inverse_temperature(log_scores: Floats, y: Ints) -> float:
 
     found = minimize_scalar(cost, bounds=(-_RANGE, _RANGE), method="bounded")
     return float(np.exp(found.x))
+
+
+def fit_mixture_weights(parts: Floats, y: Ints, around: Floats) -> tuple[Floats, float]:
+    """Weights of a log-linear mix that make the labels likeliest.
+
+    The loss is convex in the weights, which are at least 0. A standard normal prior around
+    `around`, worth one song, keeps them finite where everything is right.
+
+    Parameters
+    ----------
+    parts : ndarray of shape (n_parts, n_songs, n_classes)
+        Log scores of songs that the parts had not seen.
+    y : ndarray of int, shape (n_songs,)
+        Class indices.
+    around : ndarray of shape (n_parts,)
+        Where the weights are without evidence.
+
+    Returns
+    -------
+    weights : ndarray of shape (n_parts,)
+    loss : float
+        Negative log likelihood per song, in nats, prior included.
+    """
+    songs = np.arange(len(y))
+
+    def cost(weights: Floats) -> tuple[float, Floats]:
+        log_p = log_softmax(np.tensordot(weights, parts, axes=1), axis=1)
+        surplus = np.exp(log_p)
+        surplus[songs, y] -= 1
+        slope = np.tensordot(parts, surplus, axes=([1, 2], [0, 1]))
+        off = weights - around
+        loss = -log_p[songs, y].sum() + 0.5 * off @ off
+        return loss / len(y), (slope + off) / len(y)
+
+    found = minimize(cost, around, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(parts))
+    return np.asarray(found.x), float(found.fun)

@@ -53,8 +53,11 @@ class MajorityVote(_Average):
     def _log_scores(self, songs: Songs) -> Floats:
         votes = segment_votes(songs.values, songs.offsets)
         mean = segment_mean(expit(songs.values), songs.offsets)
-        # A mean probability is below 1, so it orders equal votes and never unequal ones.
-        return np.asarray(_log(votes + mean) - np.log(songs.lengths + 1.0)[:, None])
+        # The mean is below 1, so with the smallest gap between votes it orders equal votes and
+        # never unequal ones. The gap is 1 unless frames were divided.
+        gaps = np.diff(np.sort(votes, axis=1), axis=1, append=np.inf)
+        gap = np.where(gaps > 1e-9, gaps, 1.0).min(axis=1, keepdims=True).clip(max=1.0)
+        return np.asarray(_log(votes + gap * mean) - np.log(songs.lengths + 1.0)[:, None])
 
 
 class MeanProbability(_Average):

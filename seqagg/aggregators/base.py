@@ -115,6 +115,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             return self
         scores = self._log_scores(songs) if held_out is None else held_out
         self.inverse_temperature_ = fit_inverse_temperature(scores, y_index)
+        self._held_out = log_softmax(self.inverse_temperature_ * scores, axis=1)
         return self
 
     def predict(self, X: Any) -> Array:

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import log_softmax
 
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
 from seqagg.aggregators.start import AverageStart, fit_start, identity_start
+from seqagg.calibration import fit_mixture_weights
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import Fold, grouped_folds
 from seqagg.kernels.hmm import GaussianParameters, fit_em, log_likelihood, with_jacobian
@@ -286,11 +285,15 @@ class HMMAggregator(Aggregator):
     ) -> tuple[int, list[float]]:
         """Shape with the lowest loss on held-out songs; sets the weights of its mix."""
         # Without songs to hold out there is nothing to say for the likelihoods.
-        self.weights_ = np.array([0.0, 1.0, 0.0])
+        averaging = np.array([0.0, 1.0, 0.0])
+        self.weights_ = averaging
         if len(averages) == 0:
             return 0, []
         prior = np.broadcast_to(self._log_prior(), averages.shape)
-        fits = [_fit_weights(np.stack([ll, averages, prior]), y) for ll in likelihoods]
+        fits = [
+            fit_mixture_weights(np.stack([ll, averages, prior]), y, around=averaging)
+            for ll in likelihoods
+        ]
         losses = [loss for _, loss in fits]
         best = int(np.argmax(np.array(losses) <= min(losses) + _TIE))
         self.weights_ = fits[best][0]
@@ -539,34 +542,6 @@ def _gather(
         for out, likelihood in zip(likelihoods, by_shape, strict=True):
             out[held] = likelihood
     return averages, likelihoods
-
-
-def _fit_weights(parts: Floats, y: Ints) -> tuple[Floats, float]:
-    """Weights of the mix that make the labels likeliest, and their loss in nats per song.
-
-    The loss is convex in the weights. A standard normal prior around averaging, worth one song,
-    keeps them finite where everything is right.
-
-    Parameters
-    ----------
-    parts : ndarray of shape (n_parts, n_songs, n_classes)
-        Averages stand second.
-    y : ndarray of int, shape (n_songs,)
-    """
-    songs = np.arange(len(y))
-    around = np.array([0.0, 1.0, 0.0])
-
-    def cost(weights: Floats) -> tuple[float, Floats]:
-        log_p = log_softmax(np.tensordot(weights, parts, axes=1), axis=1)
-        surplus = np.exp(log_p)
-        surplus[songs, y] -= 1
-        slope = np.tensordot(parts, surplus, axes=([1, 2], [0, 1]))
-        off = weights - around
-        loss = -log_p[songs, y].sum() + 0.5 * off @ off
-        return loss / len(y), (slope + off) / len(y)
-
-    found = minimize(cost, around, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(parts))
-    return np.asarray(found.x), float(found.fun)
 
 
 def _fit_with_hmmlearn(

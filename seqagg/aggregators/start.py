@@ -17,6 +17,9 @@ import numpy.typing as npt
 from seqagg.kernels.segments import segment_mean
 from seqagg.songs import Songs
 
+_RIDGE = 0.1
+"""scikit-learn's C for columns of unit variance."""
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -39,28 +42,42 @@ def identity_start(n_classes: int) -> AverageStart:
 
 
 def fit_start(songs: Songs, y: Ints, n_classes: int) -> AverageStart:
-    """Start of songs whose columns are not the classes, learnt from their means.
+    """Start of songs whose columns are not the classes, learnt from their means."""
+    mean = segment_mean(songs.values, songs.offsets)
+    center = mean.mean(axis=0)
+    spread = np.maximum(mean.std(axis=0), 1e-6)
+    found = fit_logistic((mean - center) / spread, y, n_classes, _RIDGE)
+    weight = found.weight / spread[:, None]
+    return AverageStart(weight, found.bias - center @ weight)
 
-    The ridge is scikit-learn's default on columns of unit variance. Classes without a song get
-    the lowest bias.
+
+def fit_logistic(features: Floats, y: Ints, n_classes: int, ridge: float) -> AverageStart:
+    """Multinomial logistic regression as a linear map.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n_songs, n_features)
+        Columns of unit variance.
+    y : ndarray of int, shape (n_songs,)
+    n_classes : int
+        Classes without a song get no weight, and the lowest bias.
+    ridge : float
+        scikit-learn's C, the inverse strength.
     """
     from sklearn.linear_model import LogisticRegression
 
-    mean = segment_mean(songs.values, songs.offsets)
-    spread = np.maximum(mean.std(axis=0), 1e-6)
     present = np.unique(y)
-    weight = np.zeros((mean.shape[1], n_classes))
+    weight = np.zeros((features.shape[1], n_classes))
     bias = np.full(n_classes, -np.log(len(y) + 1.0))
     if len(present) == 1:
         bias[present] = 0.0
         return AverageStart(weight, bias)
-    center = mean.mean(axis=0)
-    model = LogisticRegression(C=0.1, max_iter=2000).fit((mean - center) / spread, y)
+    model = LogisticRegression(C=ridge, max_iter=5000, tol=1e-4).fit(features, y)
     coef, intercept = model.coef_, model.intercept_
     if len(present) == 2:  # scikit-learn keeps the second class alone
         coef = np.vstack([np.zeros_like(coef), coef])
         intercept = np.array([0.0, intercept[0]])
-    weight[:, present] = (coef / spread).T
+    weight[:, present] = coef.T
     bias += intercept.min()
-    bias[present] = intercept - (coef / spread) @ center
+    bias[present] = intercept
     return AverageStart(weight, bias)

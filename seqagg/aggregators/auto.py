@@ -1,0 +1,174 @@
+"""Averaging, unless something else is better by more than noise.
+
+Conventions
+-----------
+Every candidate judges the training songs by models that had not seen them; the candidates are
+compared, and blended, on those held-out log probabilities, shape (n_songs, n_classes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax
+
+from seqagg.aggregators.base import Aggregator, Floats, Ints, OnEmpty
+from seqagg.calibration import fit_mixture_weights
+from seqagg.errors import ParameterError
+from seqagg.progress import steps
+from seqagg.songs import Songs
+
+_BASELINES = ("mean", "logodds")
+
+_LEAST_WEIGHT = 0.01
+"""A method that weighs less in the blend is left out of it."""
+
+
+class AutoAggregator(Aggregator):
+    """Choose between averaging and a blend of the learnt methods.
+
+    All candidates are fitted to the training songs, and each gives log probabilities of those
+    songs by models that had not seen them. The blend is their weighted sum, the weights fitted on
+    these. It is used only where it beats the better average by more than `n_errors` standard
+    errors of the difference per group of songs; otherwise that average is kept.
+
+    Parameters
+    ----------
+    methods : tuple of str
+        Learnt methods to try, by their names in the table.
+    parameters : dict of str to dict, optional
+        Parameters of a method, where others than its defaults are wanted.
+    n_errors : float
+        Standard errors by which averaging must be beaten.
+    random_state : int
+        Seed handed to every method.
+    on_empty : {"error", "prior"}
+        What a song without a single frame gets: an error that names it, or the class prior.
+
+    Attributes
+    ----------
+    candidates_ : dict of str to Aggregator
+        The fitted methods that the answer comes from.
+    weights_ : dict of str to float
+        Weight of each of them in the blend.
+    fit_report_ : str
+        What was tried, what was chosen and why.
+    """
+
+    def __init__(
+        self,
+        *,
+        methods: tuple[str, ...] = ("hmm", "gru", "stack"),
+        parameters: Mapping[str, Mapping[str, Any]] | None = None,
+        n_errors: float = 1.0,
+        random_state: int = 0,
+        on_empty: OnEmpty = "error",
+    ) -> None:
+        self.methods = methods
+        self.parameters = parameters
+        self.n_errors = n_errors
+        self.random_state = random_state
+        self.on_empty = on_empty
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        if isinstance(self.methods, str) or not self.methods:
+            raise ParameterError("methods must be a list of names")
+        if "auto" in self.methods:
+            raise ParameterError("auto cannot choose itself")
+        for name in self.methods:
+            self._new(name)
+
+    def _new(self, name: str) -> Aggregator:
+        from seqagg.aggregators import aggregator_class, make_aggregator
+
+        chosen = dict((self.parameters or {}).get(name, {}))
+        if "random_state" in aggregator_class(name)._get_param_names():
+            chosen.setdefault("random_state", self.random_state)
+        return make_aggregator(name, **chosen)
+
+    def _names(self) -> list[str]:
+        baselines = _BASELINES if self._columns_are_classes else ()
+        return [*baselines, *(name for name in self.methods if name not in baselines)]
+
+    def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
+        known = self._named(songs)
+        fitted: dict[str, Aggregator] = {}
+        held_out: dict[str, Floats] = {}
+        names = self._names()
+        with steps("auto", len(names)) as step:
+            for name in names:
+                fitted[name] = self._new(name).fit(known, y, groups)
+                held_out[name] = self._spread(fitted[name], fitted[name]._held_out)
+                step(name)
+        losses = {name: -p[np.arange(len(y)), y] for name, p in held_out.items()}
+        self.weights_ = self._choose(names, held_out, losses, y, groups)
+        self.candidates_ = {name: fitted[name] for name in self.weights_}
+        return self._blend(held_out)
+
+    def _named(self, songs: Songs) -> Songs:
+        """Name the columns so that the methods know as much about them as this one."""
+        prefix = "" if self._columns_are_classes else "column "
+        return songs._with(columns=tuple(f"{prefix}{j}" for j in range(songs.n_columns)))
+
+    def _spread(self, fitted: Aggregator, log_proba: Floats) -> Floats:
+        """Columns for all classes, from those that the method knows, in canonical order."""
+        out = np.full((len(log_proba), len(self.classes_)), -np.log(len(log_proba) + 1.0) - 20.0)
+        out[:, fitted.classes_[fitted._class_order]] = log_proba
+        return out
+
+    def _choose(
+        self,
+        names: list[str],
+        held_out: Mapping[str, Floats],
+        losses: Mapping[str, Floats],
+        y: Ints,
+        groups: Ints,
+    ) -> dict[str, float]:
+        """Weights of the better average alone, or of the blend if that is clearly better."""
+        lines = [f"{name}: held-out loss {losses[name].mean():.4f} nats per song" for name in names]
+        baselines = [name for name in _BASELINES if name in names]
+        around = np.array([float(name in baselines) for name in names])
+        if baselines:
+            average = min(baselines, key=lambda name: losses[name].mean())
+            around = np.array([float(name == average) for name in names])
+        parts = np.stack([held_out[name] for name in names])
+        found, _ = fit_mixture_weights(parts, y, around=around)
+        weights = dict(zip(names, found.tolist(), strict=True))
+        weights = {n: w for n, w in weights.items() if w >= _LEAST_WEIGHT} or {names[-1]: 1.0}
+        blended = sum(w * held_out[n] for n, w in weights.items())
+        loss = -log_softmax(blended, axis=1)[np.arange(len(y)), y]
+        mix = " + ".join(f"{w:.2f} {n}" for n, w in weights.items())
+        lines.append(f"blend: held-out loss {loss.mean():.4f} nats per song, {mix}")
+        if baselines:
+            gain, error = _paired_gain(losses[average], loss, groups)
+            kept = gain <= self.n_errors * error
+            lines.append(
+                f"the blend gains {gain:.4f} nats on {average}, with a standard error of "
+                f"{error:.4f}: " + (f"{average} is kept" if kept else "it is used")
+            )
+            if kept:
+                weights = {average: 1.0}
+        self.fit_report_ = "\n".join(lines)
+        return weights
+
+    def _blend(self, log_probas: Mapping[str, Floats]) -> Floats:
+        return np.asarray(sum(w * log_probas[name] for name, w in self.weights_.items()))
+
+    def _log_scores(self, songs: Songs) -> Floats:
+        known = self._named(songs)
+        return self._blend(
+            {name: self._log_proba(fitted, known) for name, fitted in self.candidates_.items()}
+        )
+
+    def _log_proba(self, fitted: Aggregator, known: Songs) -> Floats:
+        return self._spread(fitted, fitted.predict_log_proba(known)[:, fitted._class_order])
+
+
+def _paired_gain(before: Floats, after: Floats, groups: Ints) -> tuple[float, float]:
+    """Mean of `before` less `after` per song, and its standard error over groups."""
+    gain = before - after
+    surplus = np.bincount(groups, gain - gain.mean())
+    return float(gain.mean()), float(np.sqrt((surplus**2).sum()) / len(gain))

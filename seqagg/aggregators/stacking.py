@@ -1,0 +1,250 @@
+"""A classifier on fixed-length summaries of songs that keep their order.
+
+Conventions
+-----------
+A summary is one row per song, shape (n_songs, n_features), whatever the songs' lengths: the order
+of frames survives in the parts of the song and in which column follows which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax, softmax
+from sklearn.base import ClassifierMixin, clone
+
+from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
+from seqagg.aggregators.start import AverageStart, fit_logistic, fit_start, identity_start
+from seqagg.calibration import fit_mixture_weights
+from seqagg.errors import ModelFileError, ParameterError
+from seqagg.folds import grouped_folds
+from seqagg.kernels.segments import segment_max, segment_mean
+from seqagg.progress import steps
+from seqagg.songs import Songs
+
+_CLIP = 12.0
+"""Log-odds beyond this say no more than this."""
+
+_MOST_TRANSITIONS = 16
+"""Columns up to which all pairs of them are counted."""
+
+
+def summarize(songs: Songs, n_parts: int) -> Floats:
+    """Fixed-length summaries of songs of log-odds.
+
+    Parameters
+    ----------
+    songs : Songs
+        Log-odds without missing frames or empty songs.
+    n_parts : int
+        Equal parts that each song is cut into.
+
+    Returns
+    -------
+    ndarray of shape (n_songs, n_features)
+        Per column: mean, deviation, lowest and highest value, and the mean of each part less
+        that of the song. With few columns, also how often each is followed by each other (the
+        mean over neighbouring frames of the product of their softmaxes). Last the log of the
+        number of frames.
+    """
+    x = songs.values.astype(np.float64).clip(-_CLIP, _CLIP)
+    offsets, lengths = songs.offsets, songs.lengths
+    mean = segment_mean(x, offsets)
+    variance = segment_mean(x**2, offsets) - mean**2
+    blocks = [
+        mean,
+        np.sqrt(np.maximum(variance, 0)),
+        -segment_max(-x, offsets),
+        segment_max(x, offsets),
+    ]
+    blocks += [part - mean for part in _part_means(x, offsets, n_parts)]
+    if x.shape[1] <= _MOST_TRANSITIONS:
+        blocks.append(_transitions(softmax(x, axis=1), offsets))
+    blocks.append(np.log(lengths)[:, None])
+    return np.hstack(blocks)
+
+
+def _part_means(x: Floats, offsets: Ints, n_parts: int) -> list[Floats]:
+    """Mean of each part of each song; a part without a frame has the frame nearest to it."""
+    total = np.vstack([np.zeros(x.shape[1]), np.cumsum(x, axis=0)])
+    lengths = np.diff(offsets)
+    means = []
+    for part in range(n_parts):
+        first = lengths * part // n_parts
+        end = np.maximum(lengths * (part + 1) // n_parts, first + 1)
+        first, end = offsets[:-1] + first, offsets[:-1] + end
+        means.append((total[end] - total[first]) / (end - first)[:, None])
+    return means
+
+
+def _transitions(p: Floats, offsets: Ints) -> Floats:
+    """Mean product of neighbouring frames' shares, shape (n_songs, n_columns ** 2)."""
+    n = p.shape[1]
+    pairs = np.zeros((len(p), n * n))
+    pairs[:-1] = (p[:-1, :, None] * p[1:, None, :]).reshape(-1, n * n)
+    pairs[offsets[1:] - 1] = 0  # a song's last frame is followed by none
+    return segment_mean(pairs, offsets)
+
+
+class _Linear:
+    """Standardized multinomial logistic regression as plain arrays."""
+
+    def __init__(self, weight: Floats, bias: Floats) -> None:
+        self.weight = weight  # (n_features, n_classes)
+        self.bias = bias  # (n_classes,)
+
+    def log_proba(self, features: Floats) -> Floats:
+        return np.asarray(log_softmax(features @ self.weight + self.bias, axis=1))
+
+
+class StackingAggregator(Aggregator):
+    """Give a scikit-learn classifier a summary of each song, and listen to averaging too.
+
+    The summary keeps order: moments and extremes of each column, the parts of the song, which
+    column follows which. The score is ``a * log P(class | summary) + b * mean log-odds``, the
+    weights fitted on songs held out.
+
+    Parameters
+    ----------
+    classifier : scikit-learn classifier with `predict_proba`, optional
+        Cloned and fitted on the summaries. By default a multinomial logistic regression whose
+        ridge is chosen on held-out songs.
+    n_parts : int
+        Equal parts that each song is cut into.
+    n_folds : int
+        Grouped folds on which ridge and weights are chosen.
+    random_state : int
+        Seed of the folds.
+    on_empty : {"error", "prior"}
+        What a song without a single frame gets: an error that names it, or the class prior.
+
+    Attributes
+    ----------
+    weights_ : ndarray of shape (2,)
+        a and b.
+    fit_report_ : str
+        What was chosen, in words.
+    """
+
+    ridges = (0.003, 0.03, 0.3)
+    """Inverse strengths of the ridge that the default classifier tries."""
+
+    def __init__(
+        self,
+        *,
+        classifier: ClassifierMixin | None = None,
+        n_parts: int = 4,
+        n_folds: int = 3,
+        random_state: int = 0,
+        on_empty: OnEmpty = "error",
+    ) -> None:
+        self.classifier = classifier
+        self.n_parts = n_parts
+        self.n_folds = n_folds
+        self.random_state = random_state
+        self.on_empty = on_empty
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        for name in ("n_parts", "n_folds"):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ParameterError(f"{name}={value!r} is no whole number above 0")
+        if self.classifier is not None and not hasattr(self.classifier, "predict_proba"):
+            raise ParameterError("the classifier of a stack needs predict_proba")
+
+    def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
+        n_classes = len(self.classes_)
+        features = summarize(songs, self.n_parts)
+        folds = grouped_folds(y, groups, self.n_folds, self.random_state)
+        ridges = self.ridges if self.classifier is None else (1.0,)
+        averages = np.empty((len(y), n_classes))
+        stacked = np.empty((len(ridges), len(y), n_classes))
+        with steps("stack", len(folds) * len(ridges) + 1) as step:
+            for learn, held in folds:
+                averages[held] = self._make_start(songs[learn], y[learn]).scores(songs[held])
+                for i, ridge in enumerate(ridges):
+                    model = self._fit_classifier(features[learn], y[learn], ridge)
+                    stacked[i, held] = self._log_proba(model, features[held])
+                    step("")
+            self.weights_ = np.array([1.0, 0.0])
+            best = 0
+            if folds:
+                best = self._choose(stacked, averages, y)
+            self._start = self._make_start(songs, y)
+            self._model = self._fit_classifier(features, y, ridges[best])
+            step("")
+        a, b = self.weights_
+        self.fit_report_ = (
+            f"{features.shape[1]} features, ridge {ridges[best]:g}; score = {a:.3g} log P + "
+            f"{b:.3g} mean log-odds"
+        )
+        return a * stacked[best] + b * averages if folds else None
+
+    def _choose(self, stacked: Floats, averages: Floats, y: Ints) -> int:
+        """Ridge with the lowest loss on held-out songs; sets the weights of its mix."""
+        averaging = np.array([0.0, 1.0])
+        fits = [fit_mixture_weights(np.stack([s, averages]), y, around=averaging) for s in stacked]
+        best = int(np.argmin([loss for _, loss in fits]))
+        self.weights_ = fits[best][0]
+        return best
+
+    def _make_start(self, songs: Songs, y: Ints) -> AverageStart:
+        if self._columns_are_classes:
+            return identity_start(len(self.classes_))
+        return fit_start(songs, y, len(self.classes_))
+
+    def _fit_classifier(self, features: Floats, y: Ints, ridge: float) -> Any:
+        if len(np.unique(y)) == 1:  # a classifier would refuse
+            bias = np.full(len(self.classes_), -np.log(len(y) + 1.0))
+            bias[y[0]] = 0.0
+            return _Linear(np.zeros((features.shape[1], len(bias))), bias)
+        if self.classifier is not None:
+            return clone(self.classifier).fit(features, y)
+        center = features.mean(axis=0)
+        spread = np.maximum(features.std(axis=0), 1e-6)
+        map_ = fit_logistic((features - center) / spread, y, len(self.classes_), ridge)
+        weight = map_.weight / spread[:, None]
+        return _Linear(weight, map_.bias - center @ weight)
+
+    def _log_proba(self, model: Any, features: Floats) -> Floats:
+        if isinstance(model, _Linear):
+            return model.log_proba(features)
+        p = np.zeros((len(features), len(self.classes_)))
+        p[:, model.classes_] = model.predict_proba(features)
+        return np.asarray(np.log(np.maximum(p, 1e-6)))
+
+    def _log_scores(self, songs: Songs) -> Floats:
+        a, b = self.weights_
+        stacked = self._log_proba(self._model, summarize(songs, self.n_parts))
+        return np.asarray(a * stacked + b * self._start.scores(songs))
+
+    def _state(self) -> dict[str, Array]:
+        if not isinstance(self._model, _Linear):
+            raise ModelFileError("only a stack with the default classifier can be saved")
+        return {
+            "weights": self.weights_,
+            "weight": self._model.weight,
+            "bias": self._model.bias,
+            "start_weight": self._start.weight,
+            "start_bias": self._start.bias,
+        }
+
+    def _set_state(self, arrays: Mapping[str, Array]) -> None:
+        n_columns, n_classes = self.n_features_in_, len(self.classes_)
+        probe = Songs(np.zeros((1, n_columns)), [0, 1])
+        shapes = {
+            "weights": (2,),
+            "weight": (summarize(probe, self.n_parts).shape[1], n_classes),
+            "bias": (n_classes,),
+            "start_weight": (n_columns, n_classes),
+            "start_bias": (n_classes,),
+        }
+        if {name: array.shape for name, array in arrays.items()} != shapes:
+            raise ModelFileError("the arrays of the stack are not those that its columns need")
+        self.weights_ = arrays["weights"]
+        self._model = _Linear(arrays["weight"], arrays["bias"])
+        self._start = AverageStart(arrays["start_weight"], arrays["start_bias"])
+        self.fit_report_ = "loaded"
