@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -26,6 +27,7 @@ AGGREGATORS: dict[str, str] = {
 """Name of a method -> where its class is. Imported on first use: torch alone takes seconds."""
 
 _STATE = "state."
+_TUPLE = "tuple"
 _HEADER: dict[str, Any] = {
     "method": str,
     "parameters": dict,
@@ -92,25 +94,10 @@ def save(aggregator: Aggregator, path: str | os.PathLike[str]) -> None:
     """
     check_is_fitted(aggregator, "inverse_temperature_")
     try:
-        header = {
-            "method": _name_of(type(aggregator)),
-            "parameters": _plain_parameters(aggregator),
-            "columns": None if aggregator.columns_ is None else list(aggregator.columns_),
-            "classes": _plain_classes(aggregator.classes_),
-            "n_features_in": int(aggregator.n_features_in_),
-            "columns_are_classes": bool(aggregator._columns_are_classes),
-            "versions": _versions(),
-        }
+        header, arrays = pack(aggregator)
     except ModelFileError as error:
         raise ModelFileError(error.message, file=path) from None
-    arrays = {
-        "class_prior": aggregator.class_prior_,
-        "inverse_temperature": np.float64(aggregator.inverse_temperature_),
-        "column_order": np.asarray(aggregator._column_order, dtype=np.int64),
-        "class_order": np.asarray(aggregator._class_order, dtype=np.int64),
-    }
-    state = {_STATE + name: array for name, array in aggregator._state().items()}
-    write_model(path, header, arrays | state)
+    write_model(path, header, arrays)
 
 
 def load(path: str | os.PathLike[str]) -> Aggregator:
@@ -132,53 +119,47 @@ def load(path: str | os.PathLike[str]) -> Aggregator:
     """
     header, arrays = read_model(path)
     try:
-        return _build(header, arrays)
+        return unpack(header, arrays)
     except SeqaggError as error:
         raise ModelFileError(error.message, file=path) from None
 
 
-def _name_of(cls: type[Aggregator]) -> str:
-    place = f"{cls.__module__}:{cls.__qualname__}"
-    for name, known in AGGREGATORS.items():
-        if known == place:
-            return name
-    raise ModelFileError(
-        f"{cls.__name__} is not in the table of methods, so no file of it could be loaded; "
-        f"seqagg.aggregators.AGGREGATORS['name'] = {place!r} puts it there"
-    )
+def pack(aggregator: Aggregator) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """Take a fitted aggregator apart: what JSON can hold, and arrays by name.
+
+    Raises
+    ------
+    ModelFileError
+        When the class is not in the table, or something fitted or set cannot be kept.
+    """
+    header = {
+        "method": _name_of(type(aggregator)),
+        "parameters": {
+            name: _to_json(name, value) for name, value in aggregator.get_params(deep=False).items()
+        },
+        "columns": None if aggregator.columns_ is None else list(aggregator.columns_),
+        "classes": _plain_classes(aggregator.classes_),
+        "n_features_in": int(aggregator.n_features_in_),
+        "columns_are_classes": bool(aggregator._columns_are_classes),
+        "versions": _versions(),
+    }
+    arrays = {
+        "class_prior": aggregator.class_prior_,
+        "inverse_temperature": np.asarray(aggregator.inverse_temperature_, dtype=np.float64),
+        "column_order": np.asarray(aggregator._column_order, dtype=np.int64),
+        "class_order": np.asarray(aggregator._class_order, dtype=np.int64),
+    }
+    return header, arrays | {_STATE + name: a for name, a in aggregator._state().items()}
 
 
-def _plain_parameters(aggregator: Aggregator) -> dict[str, Any]:
-    plain: dict[str, Any] = {}
-    for name, value in aggregator.get_params(deep=False).items():
-        plain[name] = value.item() if isinstance(value, np.generic) else value
-        if not isinstance(plain[name], str | bool | int | float | None):
-            raise ModelFileError(
-                f"parameter {name} is a {type(value).__name__}, which a model file cannot keep; "
-                "before saving set it to a number, text or None"
-            )
-    return plain
+def unpack(header: dict[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Aggregator:
+    """Put a fitted aggregator together again from what `pack` gave, trusting nothing.
 
-
-def _plain_classes(classes: npt.NDArray[Any]) -> dict[str, Any]:
-    dtype = "str" if classes.dtype.kind == "U" else classes.dtype.name
-    if dtype not in _CLASS_TYPES:
-        raise ModelFileError(f"labels of type {dtype} cannot be kept in a model file")
-    return {"dtype": dtype, "values": classes.tolist()}
-
-
-def _versions() -> dict[str, str]:
-    """Versions of what fitted the model, for whoever must find out why an answer changed."""
-    versions = {"python": platform.python_version()}
-    for name in ("seqagg", "numpy", "scipy", "scikit-learn", "hmmlearn", "torch"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _build(header: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Aggregator:
+    Raises
+    ------
+    ModelFileError
+        When header or arrays say what cannot be.
+    """
     _check_header(header)
     aggregator = _unfitted(header["method"], header["parameters"])
     columns, n_columns = header["columns"], header["n_features_in"]
@@ -206,6 +187,63 @@ def _build(header: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Aggre
     return aggregator
 
 
+def _name_of(cls: type[Aggregator]) -> str:
+    place = f"{cls.__module__}:{cls.__qualname__}"
+    for name, known in AGGREGATORS.items():
+        if known == place:
+            return name
+    raise ModelFileError(
+        f"{cls.__name__} is not in the table of methods, so no file of it could be loaded; "
+        f"seqagg.aggregators.AGGREGATORS['name'] = {place!r} puts it there"
+    )
+
+
+def _to_json(name: str, value: Any) -> Any:
+    """Value of a parameter as JSON gives it back; a tuple is marked, to stay one."""
+    if isinstance(value, np.generic):
+        return _to_json(name, value.item())
+    if isinstance(value, tuple):
+        return {_TUPLE: [_to_json(name, item) for item in value]}
+    if isinstance(value, list):
+        return [_to_json(name, item) for item in value]
+    if isinstance(value, Mapping) and _TUPLE not in value:
+        return {str(key): _to_json(name, item) for key, item in value.items()}
+    if isinstance(value, str | bool | int | float | None):
+        return value
+    raise ModelFileError(
+        f"parameter {name} is a {type(value).__name__}, which a model file cannot keep: it holds "
+        "numbers and text"
+    )
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_from_json(item) for item in value]
+    if isinstance(value, dict):
+        if value.keys() == {_TUPLE}:
+            return tuple(_from_json(value[_TUPLE]))
+        return {key: _from_json(item) for key, item in value.items()}
+    return value
+
+
+def _plain_classes(classes: npt.NDArray[Any]) -> dict[str, Any]:
+    dtype = "str" if classes.dtype.kind == "U" else classes.dtype.name
+    if dtype not in _CLASS_TYPES:
+        raise ModelFileError(f"labels of type {dtype} cannot be kept in a model file")
+    return {"dtype": dtype, "values": classes.tolist()}
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what fitted the model, for whoever must find out why an answer changed."""
+    versions = {"python": platform.python_version()}
+    for name in ("seqagg", "numpy", "scipy", "scikit-learn", "hmmlearn", "torch"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
 def _check_header(header: dict[str, Any]) -> None:
     if header.keys() != _HEADER.keys():
         _refuse(f"the header has the keys {', '.join(sorted(header))}")
@@ -223,7 +261,7 @@ def _check_header(header: dict[str, Any]) -> None:
 
 def _unfitted(method: str, parameters: dict[str, Any]) -> Aggregator:
     try:
-        aggregator = make_aggregator(method, **parameters)
+        aggregator = make_aggregator(method, **_from_json(parameters))
         aggregator._check_parameters()
     except (TypeError, ValueError) as error:
         _refuse(str(error))
@@ -275,6 +313,9 @@ def _read_inverse_temperature(array: npt.NDArray[Any]) -> float:
 
 
 def _set_state(aggregator: Aggregator, state: dict[str, npt.NDArray[Any]]) -> None:
+    for name, array in state.items():
+        if np.isnan(array).any():
+            _refuse(f"the state holds NaN in {name}")
     try:
         aggregator._set_state(state)
         used = aggregator._state().keys()

@@ -91,12 +91,13 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             Names the song whose frames, label or group cannot be used.
         """
         self._check_parameters()
-        songs = _usable(as_songs(X))
+        songs = self._usable(X)
         labels = _check_labels(songs, y, required=not self.needs_class_columns)
         group_of = _check_groups(songs, groups)
         self.columns_ = songs.columns
         self.n_features_in_ = songs.n_columns
         self.classes_, self._columns_are_classes = _find_classes(songs, labels)
+        self._columns_are_classes &= self._takes_log_odds()
         if self.needs_class_columns and not self._columns_are_classes:
             raise _not_columns(songs, labels, self.classes_)
         filled = self._refuse_empty(songs)
@@ -158,7 +159,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         SongError
             Names a song without a label, or with one never seen in training.
         """
-        songs = as_songs(X)
+        songs = self._as_songs(X)
         labels = _check_labels(songs, y, required=True)
         assert labels is not None
         unseen = ~np.isin(labels, self.classes_)
@@ -214,7 +215,22 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def _set_state(self, arrays: Mapping[str, Array]) -> None:
         """Take back what `_state` gave, raising `ModelFileError` where it does not fit."""
 
+    def _takes_log_odds(self) -> bool:
+        """Whether columns are log-odds; otherwise they are features whose order matters."""
+        return True
+
+    def _as_songs(self, X: Any) -> Songs:
+        """`Songs` from what the method accepts."""
+        return as_songs(X)
+
     # What all share.
+
+    def _usable(self, X: Any) -> Songs:
+        """Songs of log-odds without their missing frames."""
+        songs = self._as_songs(X)
+        if songs.task != "multiclass":
+            raise SongError("songs with several labels each are not supported")
+        return (songs.log_odds() if self._takes_log_odds() else songs).present()
 
     def _scores(self, X: Any) -> Floats:
         """Log scores times the inverse temperature, classes in the user's order."""
@@ -226,7 +242,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
 
     def _check_songs(self, X: Any) -> Songs:
         check_is_fitted(self)
-        songs = _usable(as_songs(X))
+        songs = self._usable(X)
         if songs.columns is not None and self.columns_ is not None:
             return _reorder_columns(songs, self.columns_)
         if songs.n_columns != self.n_features_in_:
@@ -254,6 +270,10 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
 
     def _set_canonical_order(self, songs: Songs) -> None:
         """Order columns, and with them classes, by the mean and spread of their values."""
+        if not self._takes_log_odds():
+            self._column_order = np.arange(songs.n_columns)
+            self._class_order = np.arange(len(self.classes_))
+            return
         values = songs.values.astype(np.float64)
         keys = (values.std(axis=0), values.mean(axis=0)) if len(values) else (values.sum(axis=0),)
         self._column_order = np.lexsort(keys)
@@ -275,12 +295,6 @@ def base_log_scores(songs: Songs) -> Floats:
     return segment_mean(songs.values, songs.offsets)
 
 
-def _usable(songs: Songs) -> Songs:
-    if songs.task != "multiclass":
-        raise SongError("songs with several labels each are not supported")
-    return songs.log_odds().present()
-
-
 def _check_labels(songs: Songs, y: Any, *, required: bool) -> Array | None:
     """Labels as an array of their own type, or None."""
     given = songs.labels if y is None else y
@@ -297,7 +311,8 @@ def _check_labels(songs: Songs, y: Any, *, required: bool) -> Array | None:
         if isinstance(label, list | tuple | np.ndarray):
             raise SongError("a song takes one label, not several", song=str(song))
     labels = np.asarray(listed)
-    if labels.dtype == object:
+    texts = sum(isinstance(label, str) for label in listed)
+    if labels.dtype == object or 0 < texts < len(listed):
         raise SongError(f"labels mix types: {sorted({type(label).__name__ for label in listed})}")
     return labels
 
@@ -317,7 +332,8 @@ def _check_groups(songs: Songs, groups: Any) -> Ints:
     if len(listed) != len(songs):
         raise SongError(f"{len(listed)} groups for {len(songs)} songs")
     index: dict[Any, int] = {}
-    keys = [("song", i) if g is None else ("group", g) for i, g in enumerate(listed)]
+    # NaN is how pandas says None.
+    keys = [("song", i) if g is None or g != g else ("group", g) for i, g in enumerate(listed)]
     found = np.array([index.setdefault(key, len(index)) for key in keys], dtype=np.int64)
     if groups is None and songs.fold is not None:
         scored = songs.fold >= 0

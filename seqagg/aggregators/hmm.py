@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
-from seqagg.aggregators.start import AverageStart, fit_start, identity_start
+from seqagg.aggregators.start import AverageStart, make_start
 from seqagg.calibration import fit_mixture_weights
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import Fold, grouped_folds
@@ -221,10 +221,7 @@ class HMMAggregator(Aggregator):
         ]
 
     def _make_start(self, songs: Songs, y: Ints) -> AverageStart:
-        n_classes = len(self.classes_)
-        if self._columns_are_classes:
-            return identity_start(n_classes)
-        return fit_start(songs, y, n_classes)
+        return make_start(songs, y, len(self.classes_), self._columns_are_classes)
 
     def _try_fold(
         self, songs: Songs, y: Ints, fold: Fold, shapes: list[Shape], step: Any

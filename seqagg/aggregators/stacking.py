@@ -16,7 +16,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.base import ClassifierMixin, clone
 
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
-from seqagg.aggregators.start import AverageStart, fit_logistic, fit_start, identity_start
+from seqagg.aggregators.start import AverageStart, fit_logistic, make_start
 from seqagg.calibration import fit_mixture_weights
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import grouped_folds
@@ -192,9 +192,7 @@ class StackingAggregator(Aggregator):
         return best
 
     def _make_start(self, songs: Songs, y: Ints) -> AverageStart:
-        if self._columns_are_classes:
-            return identity_start(len(self.classes_))
-        return fit_start(songs, y, len(self.classes_))
+        return make_start(songs, y, len(self.classes_), self._columns_are_classes)
 
     def _fit_classifier(self, features: Floats, y: Ints, ridge: float) -> Any:
         if len(np.unique(y)) == 1:  # a classifier would refuse

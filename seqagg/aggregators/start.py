@@ -41,6 +41,17 @@ def identity_start(n_classes: int) -> AverageStart:
     return AverageStart(np.eye(n_classes), np.zeros(n_classes))
 
 
+def make_start(songs: Songs, y: Ints, n_classes: int, columns_are_classes: bool) -> AverageStart:
+    """Start for these training songs, by what their columns are."""
+    return identity_start(n_classes) if columns_are_classes else fit_start(songs, y, n_classes)
+
+
+def center_and_spread(songs: Songs) -> tuple[Floats, Floats]:
+    """Mean and deviation of each column over all frames, shape (n_columns,) each."""
+    values = songs.values.astype(np.float64)
+    return values.mean(axis=0), np.maximum(values.std(axis=0), 1e-3)
+
+
 def fit_start(songs: Songs, y: Ints, n_classes: int) -> AverageStart:
     """Start of songs whose columns are not the classes, learnt from their means."""
     mean = segment_mean(songs.values, songs.offsets)

@@ -1,0 +1,281 @@
+"""What methods that train a PyTorch network share: batches, training, folds, files.
+
+Conventions
+-----------
+Padded batches have shape (n_songs, longest, n_columns), frames in time order, padding at the end.
+Networks run in float32, in the canonical order of columns and classes, and map padded frames and
+lengths to class scores of shape (n_songs, n_classes).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seqagg.aggregators.base import Aggregator, Array, Floats, Ints
+from seqagg.errors import ModelFileError, ParameterError
+from seqagg.folds import Fold, grouped_folds
+from seqagg.progress import steps
+from seqagg.songs import Songs
+
+
+class Batches:
+    """Songs as padded batches of similar length."""
+
+    def __init__(self, songs: Songs, device: torch.device) -> None:
+        self.values = torch.as_tensor(songs.values, device=device)
+        self.first = songs.offsets[:-1]
+        self.lengths = songs.lengths
+        self.device = device
+
+    def padded(self, first: Ints, lengths: Ints) -> tuple[Tensor, Tensor]:
+        """Frames of shape (n_songs, longest, n_columns), and lengths."""
+        rows = first[:, None] + np.arange(lengths.max())
+        # Padding repeats a frame that exists; the network does not look at it.
+        rows = np.minimum(rows, (first + lengths - 1)[:, None])
+        index = torch.as_tensor(rows, device=self.device)
+        return self.values[index], torch.as_tensor(lengths, device=self.device)
+
+    def shuffled(
+        self, songs: Ints, batch_size: int, min_crop: float, rng: np.random.Generator
+    ) -> Iterator[tuple[Ints, Tensor, Tensor]]:
+        """Every song once, as a random contiguous crop, in random batches of similar length."""
+        whole = self.lengths[songs]
+        share = rng.uniform(min_crop, 1.0, len(songs))
+        lengths = np.maximum(1, np.rint(whole * share)).astype(np.int64)
+        first = self.first[songs] + (rng.random(len(songs)) * (whole - lengths + 1)).astype(int)
+        # A little noise on the length keeps the same songs from meeting in every epoch.
+        order = np.argsort(lengths * rng.uniform(0.9, 1.1, len(songs)), kind="stable")
+        batches = np.array_split(order, max(1, math.ceil(len(order) / batch_size)))
+        for i in rng.permutation(len(batches)):
+            chosen = batches[i]
+            yield (songs[chosen], *self.padded(first[chosen], lengths[chosen]))
+
+    def sorted(self, songs: Ints, batch_size: int) -> Iterator[tuple[Ints, Tensor, Tensor]]:
+        """Every song once and whole, by length; positions within `songs` come with them."""
+        order = np.argsort(self.lengths[songs], kind="stable")
+        for begin in range(0, len(order), batch_size):
+            chosen = order[begin : begin + batch_size]
+            index = songs[chosen]
+            yield (chosen, *self.padded(self.first[index], self.lengths[index]))
+
+
+def network_scores(network: nn.Module, batches: Batches, songs: Ints, n_classes: int) -> Floats:
+    """Scores of whole songs, shape (n_songs, n_classes), without dropout."""
+    network.eval()
+    out = np.empty((len(songs), n_classes))
+    with torch.inference_mode():
+        for place, frames, lengths in batches.sorted(songs, 256):
+            out[place] = network(frames, lengths).double().cpu().numpy()
+    return out
+
+
+class NetworkAggregator(Aggregator):
+    """An aggregator that averages the scores of networks, one per grouped fold.
+
+    Each network is trained on the songs outside its fold and stopped on the songs inside. The
+    untrained network is the first that early stopping considers. A subclass has the parameters
+    named here, and `_new_network`.
+    """
+
+    networks_: list[Any]
+    history_: list[list[dict[str, float]]]
+    fit_report_: str
+
+    min_crop: float
+    epochs: int
+    patience: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    max_gradient: float
+    n_folds: int
+    device: str
+    random_state: int
+
+    @abstractmethod
+    def _new_network(self, songs: Songs, y: Ints) -> nn.Module:
+        """Network to train on these songs; chance comes from PyTorch's own generator."""
+
+    @abstractmethod
+    def _blank_network(self) -> nn.Module:
+        """Network to put saved numbers into, once the shared attributes are there."""
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        for name in ("epochs", "patience", "batch_size", "n_folds"):
+            check_count(name, getattr(self, name))
+        check_range("min_crop", self.min_crop, 0.01, 1.0)
+        check_range("learning_rate", self.learning_rate, 1e-8, 10.0)
+        check_range("weight_decay", self.weight_decay, 0.0, 10.0)
+        check_range("max_gradient", self.max_gradient, 1e-8, math.inf)
+        if self.device not in ("cpu", "auto") and not self.device.startswith("cuda"):
+            raise ParameterError(f"device={self.device!r} is none of cpu, cuda, auto")
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ParameterError(f"device={self.device!r}: this machine has no CUDA device")
+
+    def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
+        batches = Batches(songs, self._device())
+        folds = grouped_folds(y, groups, self.n_folds if self.n_folds > 1 else 5, self.random_state)
+        folds = folds[: self.n_folds] or [(np.arange(len(y)), np.arange(0))]
+        self.networks_, self.history_ = [], []
+        held_out = np.zeros((len(y), len(self.classes_)))
+        tried = np.zeros(len(y), dtype=bool)
+        with steps(
+            type(self).__name__.removesuffix("Aggregator"), len(folds) * self.epochs
+        ) as step:
+            for number, fold in enumerate(folds):
+                network, history = self._fit_network(songs, batches, y, fold, number, step)
+                self.networks_.append(network)
+                self.history_.append(history)
+                held_out[fold[1]] = self._network_scores(network, batches, fold[1])
+                tried[fold[1]] = True
+        self.fit_report_ = self._report()
+        if not tried.all():
+            held_out[~tried] = self._mean_scores(batches, np.flatnonzero(~tried))
+        return held_out
+
+    def _fit_network(
+        self, songs: Songs, batches: Batches, y: Ints, fold: Fold, number: int, step: Any
+    ) -> tuple[nn.Module, list[dict[str, float]]]:
+        rng = np.random.default_rng([self.random_state, number])
+        devices = [batches.device] if batches.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(int(rng.integers(2**31)))
+            network = self._new_network(songs[fold[0]], y[fold[0]]).to(batches.device)
+            return network, self._train(network, batches, y, fold, rng, step)
+
+    def _train(
+        self,
+        network: nn.Module,
+        batches: Batches,
+        y: Ints,
+        fold: Fold,
+        rng: np.random.Generator,
+        step: Any,
+    ) -> list[dict[str, float]]:
+        """Train in place; leave the network as it was in its best epoch."""
+        learn, held = fold
+        target = torch.as_tensor(y, device=batches.device)
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            self.learning_rate,
+            total_steps=self.epochs * max(1, math.ceil(len(learn) / self.batch_size)) + 1,
+        )
+        loss_before = self._loss(network, batches, held, y)
+        history = [{"epoch": 0, "crops": math.nan, "held_out": loss_before}]
+        best, best_epoch = _copy_of(network), 0
+        for epoch in range(1, self.epochs + 1):
+            network.train()
+            total = 0.0
+            for index, frames, lengths in batches.shuffled(
+                learn, self.batch_size, self.min_crop, rng
+            ):
+                loss = nn.functional.cross_entropy(network(frames, lengths), target[index])
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(network.parameters(), self.max_gradient)
+                optimizer.step()
+                schedule.step()
+                total += float(loss.detach()) * len(index)
+            held_out = self._loss(network, batches, held, y)
+            history.append({"epoch": epoch, "crops": total / len(learn), "held_out": held_out})
+            step(f"held-out loss {held_out:.3f}")
+            # Without songs to hold out, the last epoch is as good as any.
+            if math.isnan(held_out) or held_out < history[best_epoch]["held_out"]:
+                best, best_epoch = _copy_of(network), epoch
+            if epoch - best_epoch >= self.patience:
+                break
+        network.load_state_dict(best)
+        network.eval()
+        return history
+
+    def _loss(self, network: nn.Module, batches: Batches, songs: Ints, y: Ints) -> float:
+        if len(songs) == 0:
+            return math.nan
+        scores = torch.as_tensor(self._network_scores(network, batches, songs))
+        return float(nn.functional.cross_entropy(scores, torch.as_tensor(y[songs])))
+
+    def _network_scores(self, network: nn.Module, batches: Batches, songs: Ints) -> Floats:
+        return network_scores(network, batches, songs, len(self.classes_))
+
+    def _mean_scores(self, batches: Batches, songs: Ints) -> Floats:
+        scores = [self._network_scores(network, batches, songs) for network in self.networks_]
+        return np.asarray(np.mean(scores, axis=0))
+
+    def _log_scores(self, songs: Songs) -> Floats:
+        return self._mean_scores(Batches(songs, self._device()), np.arange(len(songs)))
+
+    def _device(self) -> torch.device:
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+    def _state(self) -> dict[str, Array]:
+        return {
+            f"{number}.{name}": value.cpu().numpy()
+            for number, network in enumerate(self.networks_)
+            for name, value in network.state_dict().items()
+        }
+
+    def _set_state(self, arrays: Mapping[str, Array]) -> None:
+        by_number: dict[str, dict[str, Array]] = {}
+        for name, array in arrays.items():
+            number, _, part = name.partition(".")
+            by_number.setdefault(number, {})[part] = array
+        if not by_number or set(by_number) != {str(i) for i in range(len(by_number))}:
+            raise ModelFileError("the networks are not numbered 0, 1, ...")
+        self.networks_ = [
+            _read_network(by_number[str(i)], self._blank_network()).to(self._device())
+            for i in range(len(by_number))
+        ]
+        self.history_ = []
+        self.fit_report_ = f"{len(self.networks_)} networks, loaded"
+
+    def _report(self) -> str:
+        lines = [f"{len(self.networks_)} networks"]
+        for number, history in enumerate(self.history_):
+            losses = [row["held_out"] for row in history]
+            best = int(np.nanargmin(losses)) if not np.isnan(losses).all() else len(losses) - 1
+            kept = "untrained, as it starts" if best == 0 else f"epoch {best}"
+            lines.append(
+                f"fold {number}: {kept}, held-out loss {losses[0]:.3f} -> {losses[best]:.3f}"
+            )
+        return "\n".join(lines)
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuse what is no whole number above 0."""
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ParameterError(f"{name}={value!r} is no whole number above 0")
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a number outside its range."""
+    if not low <= value <= high:
+        raise ParameterError(f"{name}={value!r} is not in [{low}, {high}]")
+
+
+def _copy_of(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def _read_network(arrays: Mapping[str, Array], network: nn.Module) -> nn.Module:
+    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: array.shape for name, array in arrays.items()}
+    if found != wanted:
+        odd = sorted(set(found.items()) ^ set(wanted.items()))[0][0]
+        raise ModelFileError(f"array {odd} is missing, unknown or of the wrong shape")
+    if "spread" in arrays and (arrays["spread"] <= 0).any():
+        raise ModelFileError("array spread is not positive")
+    network.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
+    return network.eval()

@@ -1,0 +1,675 @@
+"""Songs x aggregators x splits -> one tidy table of results.
+
+Conventions
+-----------
+A *result table* has one row per method, fold and metric; fold null means all scored songs together.
+Every method is scored on the same songs, each of them once, and compared in pairs with the two
+baselines (mean of probabilities, mean of log-odds), which are computed whether or not they are
+asked for. Both tables carry their own provenance, as JSON in the schema metadata under ``seqagg``.
+
+Folds are drawn from the songs in the order of their names, so that the order in which they are
+given moves no song to another fold. Songs reach the methods in the order given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sklearn.base import clone
+
+from seqagg.aggregators import make_aggregator
+from seqagg.aggregators.base import Aggregator, _check_labels, _find_classes
+from seqagg.errors import ParameterError, SongError
+from seqagg.evaluation import Comparison, compare, evaluate, group_indices, holm
+from seqagg.files import atomic_write
+from seqagg.folds import grouped_folds
+from seqagg.songs import Songs
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Method = str | tuple[str, Aggregator]
+Progress = Callable[[int, int, str], object]
+
+METHODS = ("majority", "mean", "logodds", "hmm", "gru")
+BASELINES = ("mean", "logodds")
+
+RESULTS = pa.schema(
+    [
+        ("cache", pa.string()),
+        ("method", pa.string()),
+        ("fold", pa.int32()),
+        ("seed", pa.int64()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+    ]
+)
+PREDICTIONS = pa.schema(
+    [
+        ("song_id", pa.string()),
+        ("method", pa.string()),
+        ("fold", pa.int32()),
+        ("seed", pa.int64()),
+        ("label", pa.string()),
+        ("prediction", pa.string()),
+        ("proba", pa.list_(pa.float32())),
+    ]
+)
+
+_DEFAULT_FOLDS = 5
+_FEW_GROUPS = 20
+"""Below so many, bootstrap intervals are noticeably too narrow."""
+
+_METADATA_KEY = b"seqagg"
+_PACKAGES = ("seqagg", "numpy", "scipy", "scikit-learn", "torch", "hmmlearn")
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One method against one baseline, on all scored songs.
+
+    Attributes
+    ----------
+    method, baseline : str
+        What was compared: a and b of `Comparison`.
+    comparison : Comparison
+    holm_p : float
+        McNemar's p-value, adjusted for all methods compared with this baseline.
+    """
+
+    method: str
+    baseline: str
+    comparison: Comparison
+    holm_p: float
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """What `benchmark` found.
+
+    Attributes
+    ----------
+    results : pyarrow.Table
+        Columns ``cache, method, fold, seed, metric, value``. Metrics are those of
+        `seqagg.evaluation.evaluate`, ``n_songs``, ``fit_seconds`` and ``predict_seconds``; over
+        all songs also, for each baseline, ``accuracy_minus_mean``, ``accuracy_minus_mean_low``,
+        ``accuracy_minus_mean_high``, ``wins_over_mean``, ``losses_to_mean``, ``mcnemar_p_mean``
+        and ``holm_p_mean``.
+    predictions : pyarrow.Table
+        Columns ``song_id, method, fold, seed, label, prediction, proba``; the order of the
+        probabilities is that of `classes`.
+    comparisons : tuple of ComparisonRow
+    classes : tuple of str
+    left_out : dict of str to tuple of str
+        Reason -> ids of the songs that were not used for it.
+    notes : tuple of str
+        What a reader of the numbers should know.
+    """
+
+    results: pa.Table
+    predictions: pa.Table
+    comparisons: tuple[ComparisonRow, ...]
+    classes: tuple[str, ...]
+    left_out: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...]
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Table to show: one row per method, metric -> value over all songs.
+
+        Beside the metrics of `results` a row has ``method`` and, where it was compared,
+        ``verdict_mean`` and ``verdict_logodds``.
+        """
+        rows: dict[str, dict[str, Any]] = {}
+        for row in self.results.to_pylist():
+            if row["fold"] is None:
+                found = rows.setdefault(row["method"], {"method": row["method"]})
+                found[row["metric"]] = row["value"]
+        for pair in self.comparisons:
+            rows[pair.method][f"verdict_{pair.baseline}"] = pair.comparison.verdict
+        return list(rows.values())
+
+    def write(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``results.parquet`` and ``predictions.parquet``, each whole or not at all.
+
+        Parameters
+        ----------
+        folder : path-like
+            Made if it is not there.
+
+        Raises
+        ------
+        OSError
+            When the folder cannot be written.
+        """
+        for name, table in (("results", self.results), ("predictions", self.predictions)):
+            with atomic_write(Path(folder) / f"{name}.parquet") as temporary:
+                pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+
+
+def benchmark(
+    songs: Songs,
+    methods: Sequence[Method] = METHODS,
+    *,
+    cv: int | None = None,
+    seed: int = 0,
+    name: str = "songs",
+    parameters: Mapping[str, Mapping[str, Any]] | None = None,
+    n_resamples: int = 10_000,
+    checksum: str | None = None,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> BenchmarkResult:
+    """Score methods on labelled songs, and compare them with averaging.
+
+    Songs whose split is ``train`` are learnt from and those of ``test`` scored. Without a split,
+    or with `cv`, folds are drawn that keep groups together and classes in proportion, and each
+    song is scored by a model that has seen no song of its group.
+
+    Parameters
+    ----------
+    songs : Songs
+        With labels. Songs without one, and songs without a frame, are left out and named.
+        Scores must be out of fold for the frame classifier, or learnt methods look bad.
+    methods : sequence of str or (str, Aggregator)
+        Names in `seqagg.aggregators.AGGREGATORS`, or aggregators of your own with a name. The
+        order has no influence on any number.
+    cv : int, optional
+        Number of folds. None = the split the songs carry, or 5 folds.
+    seed : int
+        Of the folds, of the resampling and of every aggregator with a `random_state`.
+    name : str
+        What the cache is called in the results.
+    parameters : mapping of str to mapping, optional
+        Method -> its parameters by name.
+    n_resamples : int
+        Of the bootstrap in `seqagg.evaluation.compare`.
+    checksum : str, optional
+        sha256 of the file the songs are from; of the songs' content by default.
+    command : str, optional
+        How this was called, for the provenance; what Python was started with by default.
+    progress : callable, optional
+        Called with (fits done, fits in all, what is next), so that a command can draw a bar.
+
+    Returns
+    -------
+    BenchmarkResult
+
+    Raises
+    ------
+    SongError
+        Names the song that cannot be used: a label that no training song has, say.
+    ParameterError
+        For methods or parameters that do not exist, or fewer groups than folds.
+
+    Notes
+    -----
+    Where labels are not the names of columns there is nothing to average: methods that need it
+    are left out, and `BenchmarkResult.notes` says so.
+
+    Examples
+    --------
+    >>> songs = Songs.from_arrays(
+    ...     [[[1.0, -1.0]], [[2.0, -2.0]], [[-1.0, 1.0], [-3.0, 3.0]], [[-2.0, 2.0]]],
+    ...     columns=["jig", "reel"],
+    ...     labels=["jig", "jig", "reel", "jig"],
+    ... )
+    >>> result = benchmark(songs, ["majority", "mean"], cv=2)
+    >>> [(row["method"], row["accuracy"]) for row in result.summary()]
+    [('majority', 0.75), ('mean', 0.75)]
+    """
+    _check_numbers(cv, seed, n_resamples)
+    aggregators = _make_aggregators(methods, parameters or {}, seed)
+    used, left_out, has_split = _select(songs, given_split=cv is None)
+    problem = _pose(used, has_split, cv or _DEFAULT_FOLDS, seed)
+    aggregators, notes = _applicable(aggregators, problem)
+    shown = [m for m in _names(methods) if m in aggregators]
+    runs = _run_all(aggregators, problem, progress)
+    comparisons = _compare_all(shown, runs, problem, seed, n_resamples)
+    notes += _group_notes(problem)
+    provenance = {
+        "command": _command() if command is None else command,
+        "versions": _versions(),
+        "cache": name,
+        "checksum": songs_checksum(songs) if checksum is None else checksum,
+        "seed": seed,
+        "classes": problem.names,
+        "folds": None if has_split else len(problem.folds),
+        "n_resamples": n_resamples,
+        "parameters": {m: aggregators[m].get_params(deep=False) for m in shown},
+        "left_out": {why: {"n": len(ids), "first": ids[:20]} for why, ids in left_out.items()},
+        "notes": notes,
+    }
+    metadata = {_METADATA_KEY: json.dumps(provenance, ensure_ascii=False, default=_type_name)}
+    rows = [row for m in shown for row in _metric_rows(m, runs[m], problem)]
+    rows += [row for pair in comparisons for row in _comparison_rows(pair)]
+    predictions = _predictions_table({m: runs[m] for m in shown}, problem, seed)
+    return BenchmarkResult(
+        results=_results_table(rows, name, seed).replace_schema_metadata(metadata),
+        predictions=predictions.replace_schema_metadata(metadata),
+        comparisons=comparisons,
+        classes=problem.names,
+        left_out=left_out,
+        notes=tuple(notes),
+    )
+
+
+def songs_checksum(songs: Songs) -> str:
+    """Hex sha256 of what the songs hold: scores, columns, kind, ids, labels, groups, split."""
+    names = ("columns", "kind", "task", "ids", "labels", "groups", "split")
+    head = {name: getattr(songs, name) for name in names}
+    digest = hashlib.sha256(json.dumps(head, default=_as_list).encode())
+    digest.update(songs.offsets.astype("<i8").tobytes())
+    digest.update(songs.values.astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """Positions of the songs learnt from and scored; the number is None for a given split."""
+
+    number: int | None
+    train: Ints
+    test: Ints
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Songs that can be used, what their classes are, and who is scored by whom."""
+
+    songs: Songs
+    classes: Array  # (n_classes,), sorted, of the labels' own type
+    columns_are_classes: bool
+    y: Ints  # (n_songs,), into classes
+    groups: Ints  # (n_songs,)
+    folds: list[_Fold]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(str(c) for c in self.classes)
+
+    @property
+    def scored(self) -> Ints:
+        """Positions of the songs that are scored, in the order given."""
+        return np.sort(np.concatenate([fold.test for fold in self.folds]))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one method said; songs that are not scored have -1 and NaN."""
+
+    prediction: Ints  # (n_songs,), into classes
+    probability: Floats  # (n_songs, n_classes)
+    fit_seconds: list[float]  # one per fold
+    predict_seconds: list[float]
+
+
+# Methods.
+
+
+def _check_numbers(cv: int | None, seed: int, n_resamples: int) -> None:
+    """Refuse before hours of fitting what would be refused after them."""
+    if cv is not None and cv < 2:
+        raise ParameterError(f"cv={cv} is below 2")
+    if not 0 <= seed < 2**32:
+        raise ParameterError(f"seed={seed} is not between 0 and 2**32 - 1")
+    if n_resamples < 1:
+        raise ParameterError(f"n_resamples={n_resamples} is below 1")
+
+
+def _names(methods: Sequence[Method]) -> list[str]:
+    return [m if isinstance(m, str) else m[0] for m in methods]
+
+
+def _make_aggregators(
+    methods: Sequence[Method], parameters: Mapping[str, Mapping[str, Any]], seed: int
+) -> dict[str, Aggregator]:
+    """Unfitted aggregators, those asked for and the baselines, with parameters and seed set."""
+    if isinstance(methods, str) or len(methods) == 0:
+        raise ParameterError("methods must be a list of one or more")
+    wanted: dict[str, Aggregator | None] = {}
+    for method in methods:
+        name, own = (method, None) if isinstance(method, str) else method
+        if name in wanted:
+            raise ParameterError(f"method {name!r} stands there twice")
+        if own is not None and (name in BASELINES or not isinstance(own, Aggregator)):
+            why = "is the name of a baseline" if name in BASELINES else "is no Aggregator"
+            raise ParameterError(f"method {name!r} {why}")
+        wanted[name] = own
+    wanted = {**dict.fromkeys(BASELINES), **wanted}
+    for name in parameters:
+        if name not in wanted:
+            raise ParameterError(f"parameters for {name!r}, which is not among the methods")
+    return {
+        name: _make_aggregator(name, own, parameters.get(name, {}), seed)
+        for name, own in wanted.items()
+    }
+
+
+def _make_aggregator(
+    name: str, own: Aggregator | None, parameters: Mapping[str, Any], seed: int
+) -> Aggregator:
+    if own is None:
+        aggregator = make_aggregator(name, **parameters)
+    else:
+        try:
+            aggregator = clone(own).set_params(**parameters)
+        except ValueError as error:
+            raise ParameterError(f"method {name!r}: {error}") from None
+    seeds = {
+        key: seed
+        for key, value in aggregator.get_params().items()
+        if key not in parameters
+        and (key == "random_state" or (key.endswith("__random_state") and value is None))
+    }
+    seeded: Aggregator = aggregator.set_params(**seeds)
+    return seeded
+
+
+def _applicable(
+    aggregators: dict[str, Aggregator], problem: _Problem
+) -> tuple[dict[str, Aggregator], list[str]]:
+    """Leave out the methods that need columns which are classes, where they are not."""
+    if problem.columns_are_classes:
+        return aggregators, []
+    kept = {m: a for m, a in aggregators.items() if not a.needs_class_columns}
+    columns = set(problem.songs.columns or ())
+    labels = [problem.names[k] for k in problem.y]
+    first = next((i for i, label in enumerate(labels) if label not in columns), 0)
+    why = f"labels such as {labels[first]!r} are not the names of columns: nothing to average"
+    if not kept:
+        raise SongError(f"{why}; a learnt method does without", song=str(problem.songs.ids[first]))
+    left = [m for m in aggregators if m not in kept]
+    return kept, [f"{why}, so that {', '.join(left)} are left out and no baseline is compared"]
+
+
+# Songs and folds.
+
+
+def _select(songs: Songs, *, given_split: bool) -> tuple[Songs, dict[str, tuple[str, ...]], bool]:
+    """Songs that can be used, the others by reason, and whether the split given is followed."""
+    if not isinstance(songs, Songs):
+        raise SongError(f"a benchmark needs Songs with labels, not {type(songs).__name__}")
+    if songs.task != "multiclass":
+        raise SongError("songs with several labels each are not supported")
+    if songs.labels is None:
+        raise SongError("labels are needed: give songs that carry labels")
+    sides = [] if songs.split is None else songs.split.tolist()
+    has_split = given_split and {"train", "test"} <= set(sides)
+    usable = songs.log_odds().present()
+    lengths = usable.lengths
+    reasons: list[str | None] = []
+    for i, label in enumerate(songs.labels):
+        if has_split and sides[i] not in ("train", "test"):
+            reasons.append("neither train nor test")
+        elif label is None or label != label:  # NaN, as pandas has it
+            reasons.append("no label")
+        else:
+            reasons.append(None if lengths[i] else "no frame left")
+    left_out = {
+        why: tuple(str(song) for song, r in zip(songs.ids, reasons, strict=True) if r == why)
+        for why in dict.fromkeys(reasons)
+        if why is not None
+    }
+    kept = usable[np.array([reason is None for reason in reasons], dtype=bool)]
+    for side in ("train", "test") if has_split else ():
+        if side not in kept.split:
+            raise SongError(f"no song of split {side!r} has a label and a frame")
+    if len(kept) == 0:
+        raise SongError("no song has a label and a frame")
+    return kept, left_out, has_split
+
+
+def _pose(songs: Songs, has_split: bool, n_folds: int, seed: int) -> _Problem:
+    songs, labels, classes, columns_are_classes = _name_columns(songs)
+    if len(classes) < 2:
+        raise SongError(f"all songs have the label {classes[0]!s}: nothing to tell apart")
+    y = np.searchsorted(classes, labels)
+    groups = group_indices(songs.groups, len(songs))
+    if has_split:
+        sides = [np.flatnonzero(songs.split == side) for side in ("train", "test")]
+        folds = [_Fold(None, *sides)]
+    else:
+        folds = _draw_folds(songs, y, groups, n_folds, seed)
+    problem = _Problem(songs, classes, columns_are_classes, y, groups, folds)
+    if not columns_are_classes:
+        _refuse_unseen(problem)
+    return problem
+
+
+def _name_columns(songs: Songs) -> tuple[Songs, Array, Array, bool]:
+    """Songs, their labels, the classes, and whether the columns are the classes.
+
+    Columns without names get those of their classes. Otherwise the songs of a fold that lacks
+    a class could be read another way than all songs are.
+    """
+    labels = _check_labels(songs, None, required=True)
+    assert labels is not None
+    classes, columns_are_classes = _find_classes(songs, labels)
+    if not columns_are_classes or songs.columns is not None:
+        return songs, labels, classes, columns_are_classes
+    if labels.dtype.kind not in "iuU":
+        labels, classes = labels.astype(str), classes.astype(str)
+    songs = songs.replace(columns=[str(c) for c in classes], labels=labels)
+    return songs, labels, np.sort(classes), True
+
+
+def _draw_folds(songs: Songs, y: Ints, groups: Ints, n_folds: int, seed: int) -> list[_Fold]:
+    """Folds that keep groups together and, as far as that allows, classes in proportion."""
+    order = np.array(sorted(range(len(songs)), key=lambda i: str(songs.ids[i])))
+    # Numbered by first appearance: what classes and groups are called moves no song either.
+    labels = group_indices(y[order], len(y))
+    units = group_indices(groups[order], len(y))
+    n_groups = int(units.max()) + 1
+    if n_groups < n_folds:
+        raise ParameterError(f"{n_groups} groups are too few for {n_folds} folds")
+    return [
+        _Fold(number, np.sort(order[train]), np.sort(order[test]))
+        for number, (train, test) in enumerate(grouped_folds(labels, units, n_folds, seed))
+    ]
+
+
+def _refuse_unseen(problem: _Problem) -> None:
+    """Refuse a label to be predicted that no training song has."""
+    for fold in problem.folds:
+        unseen = ~np.isin(problem.y[fold.test], problem.y[fold.train])
+        if unseen.any():
+            song = fold.test[np.argmax(unseen)]
+            label = problem.names[problem.y[song]]
+            where = "" if fold.number is None else f" of fold {fold.number}"
+            raise SongError(
+                f"label {label!r} was never seen in training: no training song{where} has it",
+                song=str(problem.songs.ids[song]),
+            )
+
+
+# Runs.
+
+
+def _run_all(
+    aggregators: Mapping[str, Aggregator], problem: _Problem, progress: Progress | None
+) -> dict[str, _Run]:
+    report = progress or (lambda done, total, text: None)
+    total = len(aggregators) * len(problem.folds)
+    runs: dict[str, _Run] = {}
+    for name, aggregator in aggregators.items():
+        n_songs, n_classes = len(problem.songs), len(problem.classes)
+        run = _Run(np.full(n_songs, -1), np.full((n_songs, n_classes), np.nan), [], [])
+        for i, fold in enumerate(problem.folds):
+            where = "" if fold.number is None else f", fold {i + 1} of {len(problem.folds)}"
+            report(len(runs) * len(problem.folds) + i, total, name + where)
+            _run_fold(name, clone(aggregator), problem, fold, run)
+        runs[name] = run
+    report(total, total, "done")
+    return runs
+
+
+def _run_fold(name: str, aggregator: Aggregator, problem: _Problem, fold: _Fold, run: _Run) -> None:
+    started = time.perf_counter()
+    aggregator.fit(problem.songs[fold.train])
+    fitted = time.perf_counter()
+    test = problem.songs[fold.test]
+    prediction = aggregator.predict(test)
+    predicted = time.perf_counter()
+    if not np.array_equal(aggregator.classes_, problem.classes):
+        raise ParameterError(f"method {name!r} has other classes than the songs")
+    run.prediction[fold.test] = np.searchsorted(problem.classes, prediction)
+    run.probability[fold.test] = aggregator.predict_proba(test)
+    run.fit_seconds.append(fitted - started)
+    run.predict_seconds.append(predicted - fitted)
+
+
+def _compare_all(
+    shown: Sequence[str],
+    runs: Mapping[str, _Run],
+    problem: _Problem,
+    seed: int,
+    n_resamples: int,
+) -> tuple[ComparisonRow, ...]:
+    """Every method shown against every baseline, adjusted for their number by baseline."""
+    scored = problem.scored
+    rows = []
+    for baseline in (b for b in BASELINES if b in runs):
+        pairs = {
+            m: compare(
+                problem.y[scored],
+                runs[m].prediction[scored],
+                runs[baseline].prediction[scored],
+                problem.groups[scored],
+                seed,
+                n_resamples,
+            )
+            for m in shown
+            if m != baseline
+        }
+        adjusted = holm([pair.p_value for pair in pairs.values()])
+        rows += [
+            ComparisonRow(m, baseline, pair, float(p))
+            for (m, pair), p in zip(pairs.items(), adjusted, strict=True)
+        ]
+    return tuple(rows)
+
+
+def _group_notes(problem: _Problem) -> list[str]:
+    notes = []
+    n_groups = len(np.unique(problem.groups[problem.scored]))
+    if n_groups < _FEW_GROUPS:
+        notes.append(f"only {n_groups} groups are scored: intervals are somewhat too narrow")
+    for fold in problem.folds:
+        shared = np.intersect1d(problem.groups[fold.train], problem.groups[fold.test])
+        if len(shared):
+            notes.append(f"groups on both sides of the split: {len(shared)}")
+    return notes
+
+
+# Tables.
+
+_Row = tuple[str, int | None, str, float]
+"""Method, fold, metric, value."""
+
+
+def _metric_rows(method: str, run: _Run, problem: _Problem) -> Iterator[_Row]:
+    parts = [
+        (fold.number, fold.test, [i])
+        for i, fold in enumerate(problem.folds)
+        if fold.number is not None  # a given split is one part: all scored songs together
+    ]
+    everything = (None, problem.scored, list(range(len(problem.folds))))
+    for number, test, folds in (*parts, everything):
+        found = evaluate(
+            problem.y[test],
+            run.prediction[test],
+            run.probability[test],
+            np.arange(len(problem.names)),
+        )
+        found["n_songs"] = len(test)
+        found["fit_seconds"] = sum(run.fit_seconds[i] for i in folds)
+        found["predict_seconds"] = sum(run.predict_seconds[i] for i in folds)
+        for metric, value in found.items():
+            yield method, number, metric, value
+
+
+def _comparison_rows(pair: ComparisonRow) -> Iterator[_Row]:
+    found, baseline = pair.comparison, pair.baseline
+    values = {
+        f"accuracy_minus_{baseline}": found.difference,
+        f"accuracy_minus_{baseline}_low": found.low,
+        f"accuracy_minus_{baseline}_high": found.high,
+        f"wins_over_{baseline}": found.wins_a,
+        f"losses_to_{baseline}": found.wins_b,
+        f"mcnemar_p_{baseline}": found.p_value,
+        f"holm_p_{baseline}": pair.holm_p,
+    }
+    for metric, value in values.items():
+        yield pair.method, None, metric, value
+
+
+def _results_table(rows: Sequence[_Row], cache: str, seed: int) -> pa.Table:
+    method, fold, metric, value = (list(column) for column in zip(*rows, strict=True))
+    n = len(rows)
+    return pa.table([[cache] * n, method, fold, [seed] * n, metric, value], schema=RESULTS)
+
+
+def _predictions_table(runs: Mapping[str, _Run], problem: _Problem, seed: int) -> pa.Table:
+    scored = problem.scored
+    n_scored, n_classes = len(scored), len(problem.names)
+    fold_of: Array = np.full(len(problem.songs), None)
+    for fold in problem.folds:
+        fold_of[fold.test] = fold.number
+    names = pa.array(problem.names)
+    offsets = pa.array(np.arange(n_scored + 1) * n_classes, type=pa.int32())
+    tables = []
+    for method, run in runs.items():
+        flat = pa.array(run.probability[scored].astype(np.float32).reshape(-1))
+        columns = [
+            [str(song) for song in problem.songs.ids[scored]],
+            [method] * n_scored,
+            fold_of[scored].tolist(),
+            [seed] * n_scored,
+            names.take(pa.array(problem.y[scored])),
+            names.take(pa.array(run.prediction[scored])),
+            pa.ListArray.from_arrays(offsets, flat),
+        ]
+        tables.append(pa.table(columns, schema=PREDICTIONS))
+    return pa.concat_tables(tables)
+
+
+# Provenance.
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _versions() -> dict[str, str | None]:
+    """Versions of what the numbers depend on, without importing any of it."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+def _type_name(value: Any) -> Any:
+    """Stand-in for a parameter in JSON; never an address, which no rerun would repeat."""
+    return value.item() if isinstance(value, np.generic) else type(value).__qualname__
