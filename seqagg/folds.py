@@ -45,10 +45,11 @@ def grouped_folds(y: Ints, groups: Ints, n_folds: int, seed: int) -> list[Fold]:
     if np.bincount(y).max() < n_folds:  # scikit-learn refuses to stratify so few songs
         y = np.zeros_like(y)
     # Groups are placed one by one, which costs seconds where every song is its own.
-    kind = StratifiedKFold if n_groups == len(groups) else StratifiedGroupKFold
+    alone = n_groups == len(groups)
+    kind = StratifiedKFold if alone else StratifiedGroupKFold
     splitter = kind(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # A class with fewer songs than folds is missing from some of them, and may be.
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        folds = list(splitter.split(np.empty(len(y)), y, groups))
+        folds = list(splitter.split(np.empty(len(y)), y, None if alone else groups))
     return [(learn, held) for learn, held in folds if len(learn) and len(held)]

@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from seqagg.aggregators.base import Aggregator
 from seqagg.errors import ModelFileError, ParameterError, SeqaggError
 from seqagg.model_file import read_model, write_model
+from seqagg.songs import Songs
 
 AGGREGATORS: dict[str, str] = {
     "majority": "seqagg.aggregators.averaging:MajorityVote",
@@ -23,6 +24,9 @@ AGGREGATORS: dict[str, str] = {
     "logodds": "seqagg.aggregators.averaging:MeanLogOdds",
     "hmm": "seqagg.aggregators.hmm:HMMAggregator",
     "gru": "seqagg.aggregators.gru:GRUAggregator",
+    "stack": "seqagg.aggregators.stacking:StackingAggregator",
+    "mil": "seqagg.aggregators.mil:MILAggregator",
+    "auto": "seqagg.aggregators.auto:AutoAggregator",
 }
 """Name of a method -> where its class is. Imported on first use: torch alone takes seconds."""
 
@@ -95,6 +99,7 @@ def save(aggregator: Aggregator, path: str | os.PathLike[str]) -> None:
     check_is_fitted(aggregator, "inverse_temperature_")
     try:
         header, arrays = pack(aggregator)
+        _check_answers(aggregator, unpack(header, arrays))
     except ModelFileError as error:
         raise ModelFileError(error.message, file=path) from None
     write_model(path, header, arrays)
@@ -185,6 +190,19 @@ def unpack(header: dict[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Ag
     # Last, as in `fit`: its presence says that all the rest is there.
     aggregator.inverse_temperature_ = _read_inverse_temperature(own["inverse_temperature"])
     return aggregator
+
+
+def _check_answers(aggregator: Aggregator, loaded: Aggregator) -> None:
+    """Refuse to write what could not answer once it is loaded: a `_state` that forgets."""
+    rng = np.random.default_rng(0)
+    probe = Songs(rng.normal(0, 3, (12, aggregator.n_features_in_)), [0, 1, 4, 12])
+    expected = aggregator.predict_log_proba(probe)
+    try:
+        found = loaded.predict_log_proba(probe)
+    except AttributeError as error:
+        _refuse(f"what was fitted would be lost in a file: {error}")
+    if not np.allclose(found, expected, rtol=1e-6, atol=1e-9):
+        _refuse("what was fitted would be lost in a file: loaded again it answers otherwise")
 
 
 def _name_of(cls: type[Aggregator]) -> str:

@@ -14,9 +14,17 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax
 
-from seqagg.aggregators.base import Aggregator, Floats, Ints, OnEmpty
+from seqagg.aggregators.base import (
+    Aggregator,
+    Array,
+    Floats,
+    Ints,
+    OnEmpty,
+    from_text_array,
+    text_array,
+)
 from seqagg.calibration import fit_mixture_weights
-from seqagg.errors import ParameterError
+from seqagg.errors import ModelFileError, ParameterError
 from seqagg.progress import steps
 from seqagg.songs import Songs
 
@@ -165,6 +173,34 @@ class AutoAggregator(Aggregator):
 
     def _log_proba(self, fitted: Aggregator, known: Songs) -> Floats:
         return self._spread(fitted, fitted.predict_log_proba(known)[:, fitted._class_order])
+
+    def _state(self) -> dict[str, Array]:
+        from seqagg.aggregators import pack
+
+        state: dict[str, Array] = {"report": text_array(self.fit_report_)}
+        for name, fitted in self.candidates_.items():
+            header, arrays = pack(fitted)
+            state[f"{name}/header"] = text_array(header)
+            state[f"{name}/weight"] = np.array(self.weights_[name])
+            state |= {f"{name}/array/{part}": array for part, array in arrays.items()}
+        return state
+
+    def _set_state(self, arrays: Mapping[str, Array]) -> None:
+        from seqagg.aggregators import unpack
+
+        names = list(dict.fromkeys(n.partition("/")[0] for n in arrays if n != "report"))
+        if not names or not set(names) <= {*_BASELINES, *self.methods}:
+            raise ModelFileError(f"candidates {', '.join(names)} are not those of the parameters")
+        self.candidates_, self.weights_ = {}, {}
+        for name in names:
+            start = f"{name}/array/"
+            parts = {n.removeprefix(start): a for n, a in arrays.items() if n.startswith(start)}
+            header = from_text_array(arrays[f"{name}/header"])
+            if not isinstance(header, dict) or header.get("method") != name:
+                raise ModelFileError(f"candidate {name} is something else")
+            self.candidates_[name] = unpack(header, parts)
+            self.weights_[name] = float(arrays[f"{name}/weight"])
+        self.fit_report_ = str(from_text_array(arrays["report"]))
 
 
 def _paired_gain(before: Floats, after: Floats, groups: Ints) -> tuple[float, float]:

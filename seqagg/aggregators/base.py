@@ -10,6 +10,7 @@ from every method, be it ever so random. Public methods speak in the user's orde
 
 from __future__ import annotations
 
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -24,7 +25,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from seqagg.calibration import fit_inverse_temperature
 from seqagg.errors import ParameterError, SongError
-from seqagg.kernels.segments import segment_mean
 from seqagg.songs import Songs, as_songs
 
 Array = npt.NDArray[Any]
@@ -290,9 +290,14 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         return songs._with(values=songs.values[:, self._column_order], columns=None)
 
 
-def base_log_scores(songs: Songs) -> Floats:
-    """Mean log-odds of each column over a song's frames, shape (n_songs, n_columns), nats."""
-    return segment_mean(songs.values, songs.offsets)
+def text_array(value: Any) -> Array:
+    """JSON as an array of bytes, for a `_state` that has more to say than numbers."""
+    return np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
+
+
+def from_text_array(array: Array) -> Any:
+    """Take back what `text_array` gave; ValueError where it is none."""
+    return json.loads(array.astype(np.uint8).tobytes())
 
 
 def _check_labels(songs: Songs, y: Any, *, required: bool) -> Array | None:

@@ -10,6 +10,7 @@ hmmlearn objects in ``hmms_`` speak of plain log-odds, which costs them full cov
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
+from seqagg.aggregators.base import (
+    Aggregator,
+    Array,
+    Floats,
+    Ints,
+    OnEmpty,
+    from_text_array,
+    text_array,
+)
 from seqagg.aggregators.start import AverageStart, make_start
 from seqagg.calibration import fit_mixture_weights
 from seqagg.errors import ModelFileError, ParameterError
@@ -365,6 +374,8 @@ class HMMAggregator(Aggregator):
             "basis": self._whitening.basis,
             "start_weight": self._start.weight,
             "start_bias": self._start.bias,
+            "shape": text_array(dataclasses.astuple(self.shape_)),
+            "report": text_array(self.fit_report_),
         }
         for k, m in self._models.items():
             state |= {
@@ -397,7 +408,14 @@ class HMMAggregator(Aggregator):
         }
         if not self._models:
             raise ModelFileError("no class has a model")
-        known = {*shapes, *(f"{k}.{part}" for k in self._models for part in _PARTS)}
+        self.shape_ = Shape(*from_text_array(arrays["shape"]))
+        self.fit_report_ = str(from_text_array(arrays["report"]))
+        known = {
+            "shape",
+            "report",
+            *shapes,
+            *(f"{k}.{part}" for k in self._models for part in _PARTS),
+        }
         if set(arrays) != known:
             raise ModelFileError(f"unknown arrays: {', '.join(sorted(set(arrays) - known))}")
         self.hmms_ = self._to_hmmlearn()

@@ -103,7 +103,7 @@ class Attention(nn.Module):
         """Pool."""
         attention = self.output(torch.tanh(self.hidden(scores / 4)))
         weight = attention.masked_fill(~inside, -math.inf).softmax(dim=1)
-        return (weight * scores).sum(dim=1)
+        return torch.as_tensor((weight * scores).sum(dim=1))
 
 
 class AutoPool(nn.Module):
@@ -124,7 +124,7 @@ class AutoPool(nn.Module):
     def forward(self, scores: Tensor, inside: Tensor) -> Tensor:
         """Pool."""
         weight = (self.alpha * scores).masked_fill(~inside, -math.inf).softmax(dim=1)
-        return (weight * scores).sum(dim=1)
+        return torch.as_tensor((weight * scores).sum(dim=1))
 
 
 class LinearSoftmax(nn.Module):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from seqagg.aggregators.base import Aggregator, Array, Floats, Ints
+from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, from_text_array, text_array
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import Fold, grouped_folds
 from seqagg.progress import steps
@@ -225,11 +225,14 @@ class NetworkAggregator(Aggregator):
             f"{number}.{name}": value.cpu().numpy()
             for number, network in enumerate(self.networks_)
             for name, value in network.state_dict().items()
-        }
+        } | {"history": text_array(self.history_)}
 
     def _set_state(self, arrays: Mapping[str, Array]) -> None:
         by_number: dict[str, dict[str, Array]] = {}
+        self.history_ = _read_history(arrays)
         for name, array in arrays.items():
+            if name == "history":
+                continue
             number, _, part = name.partition(".")
             by_number.setdefault(number, {})[part] = array
         if not by_number or set(by_number) != {str(i) for i in range(len(by_number))}:
@@ -238,8 +241,7 @@ class NetworkAggregator(Aggregator):
             _read_network(by_number[str(i)], self._blank_network()).to(self._device())
             for i in range(len(by_number))
         ]
-        self.history_ = []
-        self.fit_report_ = f"{len(self.networks_)} networks, loaded"
+        self.fit_report_ = self._report()
 
     def _report(self) -> str:
         lines = [f"{len(self.networks_)} networks"]
@@ -267,6 +269,18 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
 
 def _copy_of(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def _read_history(arrays: Mapping[str, Array]) -> list[list[dict[str, float]]]:
+    history = from_text_array(arrays["history"])
+    keys = {"epoch", "crops", "held_out"}
+    if not isinstance(history, list) or not all(
+        isinstance(row, dict) and set(row) == keys and all(np.isscalar(v) for v in row.values())
+        for rows in history
+        for row in rows
+    ):
+        raise ModelFileError("the history of the training cannot be read")
+    return history
 
 
 def _read_network(arrays: Mapping[str, Array], network: nn.Module) -> nn.Module:

@@ -15,7 +15,15 @@ import numpy as np
 from scipy.special import log_softmax, softmax
 from sklearn.base import ClassifierMixin, clone
 
-from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
+from seqagg.aggregators.base import (
+    Aggregator,
+    Array,
+    Floats,
+    Ints,
+    OnEmpty,
+    from_text_array,
+    text_array,
+)
 from seqagg.aggregators.start import AverageStart, fit_logistic, make_start
 from seqagg.calibration import fit_mixture_weights
 from seqagg.errors import ModelFileError, ParameterError
@@ -228,6 +236,7 @@ class StackingAggregator(Aggregator):
             "bias": self._model.bias,
             "start_weight": self._start.weight,
             "start_bias": self._start.bias,
+            "report": text_array(self.fit_report_),
         }
 
     def _set_state(self, arrays: Mapping[str, Array]) -> None:
@@ -240,9 +249,10 @@ class StackingAggregator(Aggregator):
             "start_weight": (n_columns, n_classes),
             "start_bias": (n_classes,),
         }
-        if {name: array.shape for name, array in arrays.items()} != shapes:
+        found = {name: array.shape for name, array in arrays.items() if name != "report"}
+        if found != shapes:
             raise ModelFileError("the arrays of the stack are not those that its columns need")
         self.weights_ = arrays["weights"]
         self._model = _Linear(arrays["weight"], arrays["bias"])
         self._start = AverageStart(arrays["start_weight"], arrays["start_bias"])
-        self.fit_report_ = "loaded"
+        self.fit_report_ = str(from_text_array(arrays["report"]))
