@@ -459,7 +459,7 @@ def _name_columns(songs: Songs) -> tuple[Songs, Array, Array, bool]:
     """
     labels = _check_labels(songs, None, required=True)
     assert labels is not None
-    classes, columns_are_classes = _find_classes(songs, labels)
+    classes, columns_are_classes = _find_classes(songs, labels, positions=True)
     if not columns_are_classes or songs.columns is not None:
         return songs, labels, classes, columns_are_classes
     if labels.dtype.kind not in "iuU":

@@ -114,7 +114,7 @@ def _to_table(songs: Songs, target: Path) -> pa.Table:
         raise CacheError("more than 2**31 frames; write several files into a folder", file=target)
     for text in (*songs.columns, songs.note):
         if not _is_unicode(text):
-            raise CacheError(f"{ascii(text)} cannot be written as UTF-8", file=target)
+            raise CacheError(f"{text!a} cannot be written as UTF-8", file=target)
     offsets = pa.array(songs.offsets.astype(np.int32))
     flat = pa.array(songs.values.reshape(-1))
     frames = pa.FixedSizeListArray.from_arrays(flat, songs.n_columns)

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _MOST_CLASSES = 30
 """Classes that `inspect` lists for people; JSON has them all."""
 
+_COMPARED = "majority,mean,logodds,hmm,gru"
+"""What `seqagg.benchmark.METHODS` holds, for the help, which must not wait for its import."""
+
 _PIPE_WIDTH = 160
 _NAMED = 5
 
@@ -56,6 +59,8 @@ class _Commands(click.Group):
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
             sys.exit(0)
+        except click.Abort:  # interrupted while the command line was read
+            sys.exit(_interrupted())
         except click.UsageError as error:
             hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
             _fail(error.format_message() + hint)
@@ -73,13 +78,17 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:  # here, before click prints an empty line of its own
-            click.echo("seqagg: interrupted", err=True)
-            raise click.exceptions.Exit(130) from None
+            raise click.exceptions.Exit(_interrupted()) from None
 
 
 def _fail(message: str) -> NoReturn:
     click.echo("seqagg: " + _printable(" ".join(message.split())), err=True)
     sys.exit(2)
+
+
+def _interrupted() -> int:
+    click.echo("seqagg: interrupted", err=True)
+    return 130
 
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -99,6 +108,7 @@ Examples:
 
 
 @click.group(
+    "seqagg",
     cls=_Commands,
     epilog=_EXAMPLES,
     no_args_is_help=True,
@@ -159,9 +169,9 @@ def _show_inspection(name: str, found: Inspection) -> None:
     for fact in facts:
         _say(console, fact)
     _say(console, "")
-    console.print(_parts_table(found))
+    console.print(_parts_table(found), "")
     if found.classes:
-        console.print(_classes_table(found))
+        console.print(_classes_table(found), "")
     hidden = len(found.classes) - _MOST_CLASSES
     if hidden > 0:
         _say(console, f"and {hidden} classes more (--json has all)")
@@ -215,7 +225,7 @@ Examples:
 """
 )
 @click.argument("cache", type=click.Path(path_type=Path), required=False)
-@click.option("--methods", metavar="A,B,...", help="Methods to compare.  [default: all]")
+@click.option("--methods", metavar="A,B,...", help=f"Methods to compare.  [default: {_COMPARED}]")
 @click.option(
     "--cv",
     type=click.IntRange(min=2),
@@ -242,16 +252,16 @@ def benchmark(
     Without CACHE, on the songs that come with seqagg. Where the cache has a split, methods learn
     from its train songs and are scored on its test songs; else they are cross-validated by group.
     """
-    from seqagg.aggregators import AGGREGATORS, aggregator_class
+    from seqagg.benchmark import METHODS
     from seqagg.benchmark import benchmark as run
     from seqagg.inspection import inspect as look
 
-    chosen = [m.strip() for m in methods.split(",")] if methods else list(AGGREGATORS)
-    for method in chosen:
-        aggregator_class(method)  # a wrong name is cheaper to find before reading the songs
-    name, songs = _songs_to_compare(cache)
+    chosen = [m.strip() for m in methods.split(",")] if methods else METHODS
+    name, songs, checksum = _songs_to_compare(cache)
     with _fits_shown() as progress:
-        result = run(songs, chosen, cv=cv, seed=seed, name=name, progress=progress)
+        result = run(
+            songs, chosen, cv=cv, seed=seed, name=name, checksum=checksum, progress=progress
+        )
     if out is not None:
         result.write(out)
     warnings = look(songs).warnings
@@ -259,18 +269,24 @@ def benchmark(
         _print_json(_benchmark_json(result, warnings, out))
     else:
         _warn(warnings)
-        _show_benchmark(result, out)
+        _show_benchmark(songs, result, out)
 
 
-def _songs_to_compare(cache: Path | None) -> tuple[str, Songs]:
+def _songs_to_compare(cache: Path | None) -> tuple[str, Songs, str | None]:
+    """Name, songs and sha256 of the cache; None stands for the embedded one."""
+    from hashlib import file_digest
     from importlib.resources import as_file, files
 
     from seqagg.cache import read_cache
 
-    if cache is not None:
-        return cache.resolve().stem, read_cache(cache)
-    with as_file(files("seqagg") / "data" / "tunes.parquet") as path:
-        return "tunes", read_cache(path)
+    if cache is None:
+        with as_file(files("seqagg") / "data" / "tunes.parquet") as path:
+            return _songs_to_compare(path)
+    songs = read_cache(cache)
+    if not cache.is_file():  # a folder of caches: the benchmark hashes the songs
+        return cache.resolve().name, songs, None
+    with cache.open("rb") as file:
+        return cache.resolve().stem, songs, file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -310,19 +326,14 @@ def _benchmark_json(
     }
 
 
-def _show_benchmark(result: BenchmarkResult, out: Path | None) -> None:
+def _show_benchmark(songs: Songs, result: BenchmarkResult, out: Path | None) -> None:
     console = _console()
-    provenance, rows = _provenance(result), result.summary()
-    n_songs = rows[0]["n_songs"]
-    _say(
-        console,
-        f"{provenance['cache']}: {n_songs:.0f} songs scored, {len(result.classes)} classes; "
-        f"{provenance['protocol']}.",
-    )
+    rows = result.summary()
+    _say(console, _how_scored(_provenance(result), int(rows[0]["n_songs"]), songs, result))
     for reason, ids in result.left_out.items():
         _say(console, f"Left out, {reason}: {len(ids)} ({_some(ids, _NAMED)}).")
     _say(console, "")
-    console.print(_benchmark_table(result, rows))
+    console.print(_benchmark_table(result, rows), "")
     for sentence in _verdicts(result, rows):
         _say(console, sentence)
     for note in result.notes:
@@ -331,16 +342,31 @@ def _show_benchmark(result: BenchmarkResult, out: Path | None) -> None:
         _say(console, f"Written: {out / 'results.parquet'}, {out / 'predictions.parquet'}")
 
 
+def _how_scored(
+    provenance: Mapping[str, Any], n_scored: int, songs: Songs, result: BenchmarkResult
+) -> str:
+    n_used = len(songs) - sum(map(len, result.left_out.values()))
+    start, end = f"{provenance['cache']}:", f"{len(result.classes)} classes."
+    if provenance["folds"] is None:
+        learnt = f"methods learn from the {n_used - n_scored} train songs"
+        return f"{start} {learnt} and are scored on the {n_scored} test songs; {end}"
+    apart = "" if songs.groups is None else ", no group on both sides of a fold"
+    return (
+        f"{start} {n_scored} songs in {provenance['folds']} folds, each scored by what was learnt "
+        f"from the other folds{apart}; {end}"
+    )
+
+
 def _benchmark_table(result: BenchmarkResult, rows: Sequence[Mapping[str, Any]]) -> Table:
     pairs = {row.method: row.comparison for row in result.comparisons if row.baseline == "logodds"}
     against = ["points against\nlogodds (95 %)"] if pairs else []
-    table = _table("method", "accuracy\n%", *against, "log\nloss", "calib.\nerror %", "time\ns")
+    table = _table("method", "accuracy\n%", *against, "log\nloss", "calib.\nerr. %", "time\ns")
     for row in rows:
         pair = pairs.get(row["method"])
         difference = (
             "-"
             if pair is None
-            else (f"{_points(pair.difference)} ({_points(pair.low)} to {_points(pair.high)})")
+            else (f"{_points(pair.difference)} ({_points(pair.low)}, {_points(pair.high)})")
         )
         table.add_row(
             _printable(row["method"]),

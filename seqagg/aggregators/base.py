@@ -96,7 +96,9 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         group_of = _check_groups(songs, groups)
         self.columns_ = songs.columns
         self.n_features_in_ = songs.n_columns
-        self.classes_, self._columns_are_classes = _find_classes(songs, labels)
+        self.classes_, self._columns_are_classes = _find_classes(
+            songs, labels, positions=self.needs_class_columns
+        )
         self._columns_are_classes &= self._takes_log_odds()
         if self.needs_class_columns and not self._columns_are_classes:
             raise _not_columns(songs, labels, self.classes_)
@@ -121,7 +123,8 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
 
     def predict(self, X: Any) -> Array:
         """Likeliest label of each song, shape (n_songs,)."""
-        return np.asarray(self.classes_[self._scores(X).argmax(axis=1)])
+        likeliest = self._scores(X).argmax(axis=1)
+        return np.asarray(self.classes_[likeliest])
 
     def predict_proba(self, X: Any) -> Floats:
         """P(class | song), calibrated, shape (n_songs, n_classes); rows sum to 1."""
@@ -159,6 +162,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         SongError
             Names a song without a label, or with one never seen in training.
         """
+        check_is_fitted(self)
         songs = self._as_songs(X)
         labels = _check_labels(songs, y, required=True)
         assert labels is not None
@@ -348,11 +352,12 @@ def _check_groups(songs: Songs, groups: Any) -> Ints:
     return found
 
 
-def _find_classes(songs: Songs, labels: Array | None) -> tuple[Array, bool]:
+def _find_classes(songs: Songs, labels: Array | None, positions: bool) -> tuple[Array, bool]:
     """Sorted classes, and whether the columns are the classes.
 
-    Columns without names stand for classes 0 .. n_columns - 1, or, where as many labels occur as
-    there are columns, for the sorted labels.
+    Columns without names stand for the sorted labels, where as many occur as there are columns.
+    With fewer labels, if they are integers and `positions` says so, the columns are classes
+    0 .. n_columns - 1; a learnt method would rather learn what the columns mean.
     """
     if labels is None:
         return np.unique(np.asarray(songs.columns)), True
@@ -368,7 +373,7 @@ def _find_classes(songs: Songs, labels: Array | None) -> tuple[Array, bool]:
         return found, False
     if len(found) == songs.n_columns:
         return found, True
-    if found.dtype.kind in "iu" and found[0] >= 0 and found[-1] < songs.n_columns:
+    if positions and found.dtype.kind in "iu" and found[0] >= 0 and found[-1] < songs.n_columns:
         return np.arange(songs.n_columns), True
     return found, False
 
@@ -396,7 +401,8 @@ def _not_columns(songs: Songs, labels: Array | None, classes: Array) -> SongErro
     first = next(i for i, label in enumerate(labels) if str(label) not in names)
     return SongError(
         f"label {labels[first]!s} is the name of no column: averaging needs columns that are "
-        "classes; a learnt method does not",
+        "classes (where scikit-learn has numbered the labels, pass plain arrays); a learnt method "
+        "does not",
         song=str(songs.ids[first]),
     )
 

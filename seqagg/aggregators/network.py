@@ -9,6 +9,7 @@ lengths to class scores of shape (n_songs, n_classes).
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -121,6 +122,10 @@ class NetworkAggregator(Aggregator):
             raise ParameterError(f"device={self.device!r}: this machine has no CUDA device")
 
     def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
+        with one_thread():
+            return self._fit_folds(songs, y, groups)
+
+    def _fit_folds(self, songs: Songs, y: Ints, groups: Ints) -> Floats:
         batches = Batches(songs, self._device())
         folds = grouped_folds(y, groups, self.n_folds if self.n_folds > 1 else 5, self.random_state)
         folds = folds[: self.n_folds] or [(np.arange(len(y)), np.arange(0))]
@@ -213,7 +218,8 @@ class NetworkAggregator(Aggregator):
         return np.asarray(np.mean(scores, axis=0))
 
     def _log_scores(self, songs: Songs) -> Floats:
-        return self._mean_scores(Batches(songs, self._device()), np.arange(len(songs)))
+        with one_thread():
+            return self._mean_scores(Batches(songs, self._device()), np.arange(len(songs)))
 
     def _device(self) -> torch.device:
         if self.device == "auto":
@@ -253,6 +259,21 @@ class NetworkAggregator(Aggregator):
                 f"fold {number}: {kept}, held-out loss {losses[0]:.3f} -> {losses[best]:.3f}"
             )
         return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep PyTorch on one thread within the block.
+
+    The matrices of a song are too small to share: on two busy cores two threads took four times
+    as long as one. It also makes the answer the same whatever the number of threads.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_count(name: str, value: Any) -> None:

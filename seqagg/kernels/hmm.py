@@ -82,7 +82,7 @@ def log_density(frames: Floats, means: Floats, covars: Floats) -> Floats:
 def log_likelihood(frames: Floats, offsets: Ints, model: GaussianParameters) -> Floats:
     """Log likelihood of each song, shape (n_songs,)."""
     log_b = log_density(frames, model.means, model.covars)
-    return np.asarray(_forward(log_b, offsets, model.startprob, model.transmat))
+    return np.asarray(_forward(log_b, *_writable(offsets, model.startprob, model.transmat)))
 
 
 def expectations(frames: Floats, offsets: Ints, model: GaussianParameters) -> Expectations:
@@ -91,7 +91,7 @@ def expectations(frames: Floats, offsets: Ints, model: GaussianParameters) -> Ex
     posteriors = np.empty_like(log_b)
     transitions = np.zeros_like(model.transmat)
     total = _forward_backward(
-        log_b, offsets, model.startprob, model.transmat, posteriors, transitions
+        log_b, *_writable(offsets, model.startprob, model.transmat), posteriors, transitions
     )
     start = posteriors[offsets[:-1]].sum(axis=0)
     return Expectations(float(total), start, transitions, posteriors)
@@ -186,6 +186,11 @@ def _normalized(counts: Floats, before: Floats) -> Floats:
     counts = np.where(before == 0, 0.0, counts)
     total = counts.sum(axis=-1, keepdims=True)
     return np.where(total > 0, counts / np.where(total > 0, total, 1.0), before)
+
+
+def _writable(*arrays: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
+    """Copy what is read-only or strided: numba would compile the loops anew for it."""
+    return tuple(np.require(array, requirements=["C", "W"]) for array in arrays)
 
 
 def _jit(function: Any) -> Any:
