@@ -332,8 +332,8 @@ def _read_inverse_temperature(array: npt.NDArray[Any]) -> float:
 
 def _set_state(aggregator: Aggregator, state: dict[str, npt.NDArray[Any]]) -> None:
     for name, array in state.items():
-        if np.isnan(array).any():
-            _refuse(f"the state holds NaN in {name}")
+        if not np.isfinite(array).all():
+            _refuse(f"the state is not finite in {name}")
     try:
         aggregator._set_state(state)
         used = aggregator._state().keys()

@@ -91,6 +91,8 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             Names the song whose frames, label or group cannot be used.
         """
         self._check_parameters()
+        # Set last, so that a fit that fails leaves nothing that looks fitted.
+        vars(self).pop("inverse_temperature_", None)
         songs = self._usable(X)
         labels = _check_labels(songs, y, required=not self.needs_class_columns)
         group_of = _check_groups(songs, groups)
@@ -182,6 +184,10 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         from seqagg.aggregators import save
 
         save(self, path)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Say to scikit-learn whether the last fit came to its end."""
+        return hasattr(self, "inverse_temperature_")
 
     def __sklearn_tags__(self) -> Tags:
         """Say to scikit-learn that songs are ragged and may have missing frames."""

@@ -332,7 +332,7 @@ class HMMAggregator(Aggregator):
             plain = with_jacobian(
                 self._models[k], self._whitening.basis[back], self._whitening.center[back]
             )
-            hmm = GaussianHMM(plain.n_states, "full", implementation="scaling")
+            hmm = GaussianHMM(plain.n_states, "full", implementation="log")
             hmm.n_features = self.n_features_in_
             hmm.startprob_, hmm.transmat_ = plain.startprob, plain.transmat
             hmm.means_, hmm.covars_ = plain.means, plain.covars
@@ -582,7 +582,7 @@ def _fit_with_hmmlearn(
         n_iter=n_iter,
         tol=tol,
         init_params="",
-        implementation="scaling",
+        implementation="log",  # "scaling" overflows on songs that are far from a state
     )
     hmm.n_features = n_features
     hmm.startprob_, hmm.transmat_ = model.startprob, model.transmat

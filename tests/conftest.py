@@ -1,0 +1,97 @@
+"""Small synthetic songs with a known law, seeded.
+
+Conventions
+-----------
+Every builder gives `Songs` of log-odds with named columns, columns = classes unless it says
+otherwise, labels in turn, so that every class has the same number of songs (give or take one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from seqagg import Songs
+
+COLUMNS = ("blues", "jazz", "metal")
+
+FRAMES = (5, 12)
+"""Fewest and most frames of a song."""
+
+
+def order_free_songs(
+    n: int, seed: int = 0, *, columns: Sequence[str] = COLUMNS, gap: float = 2.0
+) -> Songs:
+    """Songs whose frames are independent draws: `gap` nats more for the song's own column."""
+    rng = np.random.default_rng(seed)
+    labels = [columns[i % len(columns)] for i in range(n)]
+    arrays = []
+    for label in labels:
+        n_frames = rng.integers(FRAMES[0], FRAMES[1] + 1)
+        frames = rng.normal(-1.0, 1.5, (n_frames, len(columns)))
+        frames[:, columns.index(label)] += gap
+        arrays.append(frames)
+    return Songs.from_arrays(arrays, columns=columns, labels=labels, ids=names(n))
+
+
+def order_songs(n: int, seed: int = 0, *, columns: Sequence[str] = COLUMNS) -> Songs:
+    """Songs that differ in nothing but the order of their segments.
+
+    Each song visits every column for the same number of frames; class k begins with column k and
+    goes on in turn. So the frames of all classes are the same set, and any rule that ignores
+    their order knows nothing.
+    """
+    rng = np.random.default_rng(seed)
+    k = len(columns)
+    arrays = []
+    for i in range(n):
+        states = np.repeat((np.arange(k) + i) % k, rng.integers(2, 5))
+        frames = rng.normal(-1.0, 0.5, (len(states), k))
+        frames[np.arange(len(states)), states] += 3.0
+        arrays.append(frames)
+    labels = [columns[i % k] for i in range(n)]
+    return Songs.from_arrays(arrays, columns=columns, labels=labels, ids=names(n))
+
+
+def mixed_songs(n: int, seed: int = 0) -> Songs:
+    """Half `order_songs`, half `order_free_songs` that are not easy: something for every method."""
+    halves = [order_songs(n // 2, seed), order_free_songs(n - n // 2, seed, gap=1.0)]
+    arrays = [array for half in halves for array in half]
+    labels = [label for half in halves for label in half.labels]
+    return Songs.from_arrays(arrays, columns=COLUMNS, labels=labels, ids=names(n))
+
+
+def names(n: int) -> list[str]:
+    return [f"song {i}" for i in range(n)]
+
+
+def frames_of(songs: Songs) -> list[npt.NDArray[np.float32]]:
+    """Plain list of arrays, as people without a cache have it."""
+    return [np.array(frames) for frames in songs]
+
+
+def integer_labels(songs: Songs) -> npt.NDArray[np.int64]:
+    """Position of each song's label among the columns."""
+    assert songs.columns is not None
+    assert songs.labels is not None
+    return np.array([songs.columns.index(label) for label in songs.labels])
+
+
+def assert_same_songs(actual: Songs, expected: Songs) -> None:
+    """Every field equal, scores bit for bit."""
+    for name in ("columns", "kind", "task", "note"):
+        assert getattr(actual, name) == getattr(expected, name), name
+    for name in ("values", "offsets", "fold", "start"):
+        one, other = getattr(actual, name), getattr(expected, name)
+        assert (one is None) == (other is None), name
+        if one is not None:
+            assert one.dtype == other.dtype, name
+            assert one.shape == other.shape, name
+            assert one.tobytes() == other.tobytes(), name
+    for name in ("ids", "labels", "groups", "split"):
+        one, other = getattr(actual, name), getattr(expected, name)
+        assert (one is None) == (other is None), name
+        if one is not None:
+            assert one.tolist() == other.tolist(), name

@@ -1,0 +1,711 @@
+"""The commands: what they write, what they say when they cannot, and how fast they start."""
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import click
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+import seqagg
+from seqagg import cli
+from seqagg.aggregators import AGGREGATORS
+from seqagg.cache import write_cache
+from seqagg.songs import Songs
+
+COLUMNS = ["blues", "jazz", "rock"]
+QUICK_HMM = [
+    *("--set", "n_states=1", "--set", "covariance_type=diag"),
+    *("--set", "topology=ergodic", "--set", "n_folds=2"),
+]
+
+
+def make_songs(n=48, seed=0, strength=2.0, columns=COLUMNS, **fields):
+    """Songs of log-odds, two of three for training; strength 0 makes them noise."""
+    rng = np.random.default_rng(seed)
+    which = np.arange(n) % len(columns)
+    arrays = [
+        rng.normal(strength * np.eye(len(columns))[k], 1.0, (rng.integers(3, 7), len(columns)))
+        for k in which
+    ]
+    defaults = {
+        "columns": columns,
+        "ids": [f"song {i}" for i in range(n)],
+        "labels": [columns[k] for k in which],
+        "split": ["test" if i % 9 < 3 else "train" for i in range(n)],
+        "groups": [f"artist {i // 3}" for i in range(n)],
+    }
+    return Songs.from_arrays(arrays, **(defaults | fields))
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return save(make_songs(), tmp_path / "songs.parquet")
+
+
+def save(songs, path):
+    write_cache(songs, path)
+    return path
+
+
+def run(*args):
+    """Run a command that must do its work; give standard output."""
+    done = CliRunner().invoke(cli.main, [str(a) for a in args])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def run_json(*args):
+    return json.loads(run(*args, "--json"), parse_constant=pytest.fail)
+
+
+def refuse(*args):
+    """Run a command that must fail as commands fail; give what it said."""
+    done = CliRunner().invoke(cli.main, [str(a) for a in args])
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    assert done.stderr.startswith("seqagg: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("\n")
+    return done.stderr
+
+
+def fit(cache, *extra, method="logodds"):
+    model = cache.parent / f"{method}.safetensors"
+    run("fit", cache, "--method", method, "--out", model, *extra)
+    return model
+
+
+# Starting.
+
+
+def in_subprocess(code):
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout.split()
+
+
+SLOW = {"torch", "sklearn", "scipy", "pyarrow", "hmmlearn", "numba", "pandas"}
+SHOW_SLOW = f"; import sys; print(*({SLOW | {'numpy', 'rich'}} & set(sys.modules)))"
+
+
+def test_import_seqagg_imports_nothing_slow():
+    assert in_subprocess("import seqagg" + SHOW_SLOW) == []
+
+
+def test_the_commands_import_nothing_slow_until_they_run():
+    assert in_subprocess("import seqagg.cli" + SHOW_SLOW) == []
+
+
+def test_reading_a_cache_needs_neither_torch_nor_scikit_learn(cache):
+    code = f"import seqagg; seqagg.read_cache({str(cache)!r})" + SHOW_SLOW
+    assert not {"torch", "sklearn", "hmmlearn", "numba"} & set(in_subprocess(code))
+
+
+def test_inspecting_a_cache_needs_neither_torch_nor_scikit_learn(cache):
+    code = f"""
+from click.testing import CliRunner
+from seqagg.cli import main
+assert CliRunner().invoke(main, ["inspect", {str(cache)!r}]).exit_code == 0"""
+    code += "\n" + SHOW_SLOW.lstrip("; ")
+    assert not {"torch", "sklearn", "hmmlearn", "numba"} & set(in_subprocess(code))
+
+
+def test_averaging_needs_no_torch(cache):
+    code = f"""
+import seqagg
+songs = seqagg.read_cache({str(cache)!r})
+seqagg.MeanLogOdds().fit(songs).predict(songs)"""
+    code += "\n" + SHOW_SLOW.lstrip("; ")
+    assert "torch" not in in_subprocess(code)
+
+
+def test_help_answers_at_once():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = subprocess.run(
+        [sys.executable, "-m", "seqagg", "--help"], capture_output=True, text=True, check=True
+    )
+    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    assert done.stdout.startswith("Usage: seqagg ")
+    assert used < 0.5, f"{used:.2f} s of processor time"
+
+
+def test_names_at_the_top_are_what_they_say():
+    assert sorted(seqagg.__all__) == sorted({*seqagg._HOME, "__version__"})
+    for name in seqagg.__all__:
+        assert getattr(seqagg, name) is not None
+    assert set(dir(seqagg)) == set(seqagg.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        seqagg.nothing  # noqa: B018
+
+
+def test_benchmark_is_the_function_though_its_module_is_imported():
+    code = """
+import seqagg
+from seqagg.benchmark import METHODS
+print(type(seqagg.benchmark).__name__)
+import seqagg.evaluation
+print(type(seqagg.evaluation).__name__)"""
+    assert in_subprocess(code) == ["function", "module"]
+
+
+# Help and what all commands share.
+
+
+COMMANDS = ["benchmark", "fit", "inspect", "methods", "predict"]
+
+
+def test_every_command_has_help_with_examples_and_json():
+    assert sorted(cli.main.commands) == COMMANDS
+    for command in COMMANDS:
+        text = run(command, "--help")
+        assert "Examples:" in text
+        assert f"  seqagg {command}" in text
+        assert "--json" in text
+        assert max(map(len, text.splitlines())) <= 100
+
+
+def test_no_command_shows_the_help():
+    assert run() == run("--help") == run("-h")
+
+
+def test_version():
+    assert run("--version") == f"seqagg {seqagg.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["nothing"], "No such command 'nothing'"),
+        (["--nothing"], "No such option"),
+        (["fit"], "Missing argument 'CACHE'. (see seqagg fit --help)"),
+        (["fit", "x.parquet", "--method", "mean"], "Missing option '--out'"),
+        (["predict", "x.safetensors"], "Missing argument 'CACHE'"),
+        (["inspect", "nowhere.parquet"], "nowhere.parquet: no such file"),
+        (["inspect", "songs.txt"], "songs.txt: not a cache"),
+        (["benchmark", "nowhere.parquet"], "nowhere.parquet: no such file"),
+        (["benchmark", "nowhere.parquet", "--cv", "1"], "--cv"),
+        (["benchmark", "nowhere.parquet", "--seed", "-1"], "--seed"),
+        (["benchmark", "nowhere.parquet", "--seed", "x"], "'x' is not a valid integer"),
+        (["methods", "best"], "no method 'best'"),
+        (["predict", "m.safetensors", "nowhere.parquet", "--out", "x.txt"], ".csv or .parquet"),
+        (["predict", "m.safetensors", "nowhere.parquet", "--out", "x.csv"], "no such file"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(args, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert words in refuse(*args)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_real_process_refuses_without_a_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "seqagg", "inspect", "a\nb\x1b[2J.parquet"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "\x1b" not in done.stderr
+
+
+def test_the_console_script_is_installed():
+    (entry,) = entry_points(group="console_scripts", name="seqagg")
+    assert entry.load() is cli.main
+
+
+# inspect
+
+
+def test_inspect(cache):
+    text = run("inspect", cache)
+    assert "48 songs" in text
+    assert any(line.split()[:2] == ["train", "30"] for line in text.splitlines())
+    assert any(line.split() == ["blues", "10", "6"] for line in text.splitlines())
+    assert "Nothing wrong was found." in text
+    assert "\x1b" not in text
+
+
+def test_inspect_json(cache):
+    found = run_json("inspect", cache)
+    assert found["cache"] == str(cache)
+    assert found["n_songs"] == 48
+    assert found["classes"] == {"blues": [10, 6], "jazz": [10, 6], "rock": [10, 6]}
+    assert found["warnings"] == []
+
+
+def test_inspect_lists_warnings_and_cuts_long_lists(tmp_path):
+    names = [f"class {i:03}" for i in range(40)]
+    songs = make_songs(80, columns=names, split=None, groups=None)
+    cache = save(songs, tmp_path / "many.arrow")
+    text = run("inspect", cache)
+    assert "warning: 40 classes with fewer than 10 songs" in text
+    assert "class 029" in text
+    assert "class 030" not in text
+    assert "and 10 classes more" in text
+    assert len(run_json("inspect", cache)["classes"]) == 40
+
+
+def test_names_cannot_steer_the_terminal(tmp_path):
+    columns = ["[bold]x[/bold]", "\x1b[2Jy", "z\r\n"]
+    cache = save(make_songs(columns=columns), tmp_path / "songs.parquet")
+    text = run("inspect", cache)
+    assert "[bold]x[/bold]" in text
+    assert "\x1b" not in text
+    assert "\r" not in text
+    assert set(run_json("inspect", cache)["columns"]) == set(columns)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_tables_fit_a_narrow_window(cache, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    for args in (["inspect", cache], ["benchmark", cache, "--methods", "majority,mean,logodds"]):
+        lines = run(*args).splitlines()
+        rule = next(i for i, line in enumerate(lines) if line.startswith("──"))
+        rows = lines[rule - 2 : rule + 3]
+        assert max(map(len, rows)) <= width
+        assert len({len(line.rstrip()) for line in rows[2:]}) == 1, "numbers should be aligned"
+
+
+# benchmark
+
+
+def test_benchmark_of_methods_that_are_not_there(cache):
+    said = refuse("benchmark", cache, "--methods", "mean,best")
+    assert "no method 'best'; there are majority, mean, logodds" in said
+    assert "no method ''" in refuse("benchmark", cache, "--methods", "mean,")
+
+
+def test_the_help_says_which_methods_are_compared():
+    from seqagg.benchmark import METHODS
+
+    assert ",".join(METHODS) == cli._COMPARED
+    assert cli._COMPARED in run("benchmark", "--help")
+
+
+def test_benchmark_with_a_split(cache, tmp_path):
+    out = tmp_path / "new" / "results"
+    text = run("benchmark", cache, "--methods", "majority,mean,logodds", "--out", out)
+    assert "learn from the 30 train songs and are scored on the 18 test songs" in text
+    assert [line.split()[0] for line in text.splitlines() if line.startswith("m")] == [
+        "method",
+        "majority",
+        "mean",
+    ]
+    results = pd.read_parquet(out / "results.parquet")
+    assert list(results.columns) == ["cache", "method", "fold", "seed", "metric", "value"]
+    assert set(results["cache"]) == {"songs"}
+    assert pq.read_table(out / "predictions.parquet").num_rows == 3 * 18
+    assert sorted(p.name for p in out.iterdir()) == ["predictions.parquet", "results.parquet"]
+
+
+def test_benchmark_json(cache):
+    found = run_json("benchmark", cache, "--methods", "mean,logodds", "--seed", "7")
+    assert [row["method"] for row in found["methods"]] == ["mean", "logodds"]
+    assert 0 <= found["methods"][0]["accuracy"] <= 1
+    assert found["provenance"]["seed"] == 7
+    assert found["provenance"]["cache"] == "songs"
+    assert (
+        found["provenance"]["checksum"]
+        == __import__("hashlib").sha256(cache.read_bytes()).hexdigest()
+    )
+    (pair,) = (c for c in found["comparisons"] if c["method"] == "mean")
+    assert pair["baseline"] == "logodds"
+    assert found["out"] is None
+
+
+def test_benchmark_in_folds_says_what_it_left_out(tmp_path):
+    songs = make_songs(split=None)
+    labels = songs.labels.copy()
+    labels[[3, 5]] = None
+    cache = save(songs.replace(labels=labels), tmp_path / "songs.parquet")
+    text = run("benchmark", cache, "--methods", "mean,logodds", "--cv", "3")
+    assert "46 songs in 3 folds" in text
+    assert "no group on both sides of a fold" in text
+    assert "Left out, no label: 2 (song 3, song 5)." in text
+
+
+def test_benchmark_gives_a_verdict_on_each_learnt_method(cache):
+    text = run("benchmark", cache, "--methods", "logodds,hmm")
+    (sentence,) = (
+        line for line in text.splitlines() if line.startswith("hmm ") and "averaging" in line
+    )
+    assert sentence.endswith((": it pays here.", ": average here.", "say otherwise."))
+
+
+def test_benchmark_warns_on_standard_error_of_songs_that_spoil_it(tmp_path):
+    groups = [f"artist {i % 4}" for i in range(48)]
+    cache = save(make_songs(groups=groups), tmp_path / "songs.parquet")
+    args = ["benchmark", str(cache), "--methods", "mean"]
+    done = CliRunner().invoke(cli.main, args)
+    assert done.exit_code == 0
+    assert "seqagg: warning: 4 groups on both sides of the split" in done.stderr
+    done = CliRunner().invoke(cli.main, [*args, "--json"])
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["warnings"]
+
+
+def test_benchmark_where_labels_are_no_columns(tmp_path):
+    labels = ["ab"[i % 2] for i in range(48)]
+    cache = save(make_songs(labels=labels, split=None), tmp_path / "songs.parquet")
+    assert "nothing to average" in refuse("benchmark", cache, "--methods", "mean,logodds")
+    text = run("benchmark", cache, "--methods", "mean,hmm", "--cv", "2")
+    assert "points against" not in text
+    assert "nothing to average" in text
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        (
+            {"difference": 0.041, "low": 0.012, "high": 0.07, "wins_a": 9, "wins_b": 1},
+            "gru is right on 4.1 points more songs than averaging log-odds "
+            "(95 % interval 1.2 to 7.0): it pays here.",
+        ),
+        (
+            {"difference": -0.041, "low": -0.07, "high": -0.012, "wins_a": 1, "wins_b": 9},
+            "gru is right on 4.1 points fewer songs than averaging log-odds "
+            "(95 % interval 1.2 to 7.0): average here.",
+        ),
+        (
+            {"difference": 0.01, "low": -0.02, "high": 0.04, "wins_a": 5, "wins_b": 4},
+            "gru cannot be told from averaging log-odds on 290 songs (+1.0 points, 95 % interval "
+            "-2.0 to +4.0): average until more songs say otherwise.",
+        ),
+        (
+            {"difference": 0.0, "low": 0.0, "high": 0.0, "wins_a": 0, "wins_b": 0},
+            "gru is right on the very same songs as averaging log-odds: average here.",
+        ),
+    ],
+)
+def test_the_verdict_in_words(pair, words):
+    from seqagg.evaluation import Comparison
+
+    comparison = Comparison(**pair, p_value=0.5, n_songs=290, n_groups=124)
+    assert cli._verdict("gru", comparison, 290.0) == words
+
+
+# fit
+
+
+@pytest.mark.parametrize("method", ["logodds", "hmm"])
+def test_fit_and_predict(cache, method):
+    model = fit(cache, *(QUICK_HMM if method == "hmm" else []), method=method)
+    out = cache.parent / "labels.parquet"
+    text = run("predict", model, cache, "--out", out)
+    songs = seqagg.read_cache(cache)
+    aggregator = seqagg.load(model)
+    found = pd.read_parquet(out)
+    assert list(found.columns) == ["song_id", "prediction", *COLUMNS]
+    assert list(found["song_id"]) == list(songs.ids)
+    assert list(found["prediction"]) == list(aggregator.predict(songs))
+    assert np.array_equal(found[COLUMNS].to_numpy(), aggregator.predict_proba(songs))
+    assert f"Accuracy: {aggregator.score(songs):.1%} of 48 songs" in text
+
+
+def test_fit_learns_from_the_train_songs_and_says_so(cache):
+    out = cache.parent / "m.safetensors"
+    text = run("fit", cache, "--method", "mean", "--out", out)
+    assert "mean fitted on 30 of 48 songs (split train), 3 classes." in text
+    found = run_json("fit", cache, "--method", "mean", "--out", out, "--split", "all")
+    assert (found["n_songs"], found["split"]) == (48, None)
+    found = run_json("fit", cache, "--method", "mean", "--out", out, "--split", "test")
+    assert (found["n_songs"], found["split"]) == (18, "test")
+    said = refuse("fit", cache, "--method", "mean", "--out", out, "--split", "valid")
+    assert "no song of split 'valid'; there are test, train; --split all takes all songs" in said
+
+
+def test_fit_without_a_split_takes_all(tmp_path):
+    cache = save(make_songs(split=None), tmp_path / "songs.parquet")
+    found = run_json("fit", cache, "--method", "mean", "--out", tmp_path / "m.safetensors")
+    assert found["n_songs"] == 48
+    args = ["--method", "mean", "--out", tmp_path / "m.safetensors", "--split", "train"]
+    assert "the cache has no split" in refuse("fit", cache, *args)
+
+
+def test_fit_leaves_out_songs_it_cannot_use_and_says_so(tmp_path):
+    songs = make_songs(split=None)
+    labels = songs.labels.copy()
+    labels[[0, 7]] = None
+    arrays = list(songs)
+    arrays[2] = arrays[2] * np.nan
+    names = ("columns", "ids", "groups")
+    songs = Songs.from_arrays(arrays, labels=labels, **{n: getattr(songs, n) for n in names})
+    cache = save(songs, tmp_path / "songs.parquet")
+    args = ["fit", cache, "--method", "mean", "--out", tmp_path / "m.safetensors"]
+    text = run(*args)
+    assert "mean fitted on 45 of 48 songs" in text
+    assert "Left out, no label: 2 (song 0, song 7)." in text
+    assert "Left out, no frame left: 1 (song 2)." in text
+    assert run_json(*args)["left_out"] == {
+        "no label": ["song 0", "song 7"],
+        "no frame left": ["song 2"],
+    }
+    unlabelled = save(songs.replace(labels=[None] * 48), tmp_path / "unlabelled.parquet")
+    assert "nothing can be learnt" in refuse("fit", unlabelled, *args[2:])
+
+
+def test_settings_and_seed(cache):
+    out = cache.parent / "m.safetensors"
+    args = ["fit", cache, "--method", "hmm", "--out", out, *QUICK_HMM]
+    found = run_json(*args, "--set", "tol=1", "--set", 'on_empty="prior"', "--seed", "5")
+    assert found["parameters"]["n_states"] == 1
+    assert found["parameters"]["tol"] == 1.0
+    assert found["parameters"]["on_empty"] == "prior"
+    assert found["parameters"]["random_state"] == 5
+    found = run_json(*args, "--set", "random_state=6", "--seed", "5")
+    assert found["parameters"]["random_state"] == 6
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("depth=3", "method 'hmm' has no parameter depth; it has covariance_type, "),
+        ("n_iter=many", "n_iter=many is not a whole number"),
+        ("n_iter=1.5", "n_iter=1.5 is not a whole number"),
+        ("n_iter=true", "n_iter=true is not a whole number"),
+        ("tol=null", "tol=null is not a number"),
+        ("n_iter", "--set n_iter is not KEY=VALUE"),
+        ("n_iter=0", "n_iter"),
+        ("on_empty=guess", "on_empty='guess'"),
+    ],
+)
+def test_settings_that_cannot_be(cache, setting, words):
+    out = cache.parent / "m.safetensors"
+    assert words in refuse("fit", cache, "--method", "hmm", "--set", setting, "--out", out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted", "value"),
+    [
+        ("3", None, 3),
+        ("3.5", None, 3.5),
+        ("true", None, True),
+        ("null", None, None),
+        ("auto", None, "auto"),
+        ('"3"', None, "3"),
+        ("", None, ""),
+        ("a=b", None, "a=b"),
+        ("3", float, 3.0),
+        ("3", str, "3"),
+        ("true", bool, True),
+    ],
+)
+def test_values_are_json_where_they_can_be_and_text_elsewhere(text, wanted, value):
+    found = cli._parse("key", text, wanted)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_failing_fit_leaves_nothing(tmp_path):
+    cache = save(make_songs(labels=["other"] * 48), tmp_path / "songs.parquet")
+    said = refuse("fit", cache, "--method", "mean", "--out", tmp_path / "new" / "m.safetensors")
+    assert "is the name of no column" in said
+    assert list(tmp_path.iterdir()) == [cache]
+    assert "ends in .safetensors" in refuse("fit", cache, "--method", "mean", "--out", "m.pkl")
+
+
+# predict
+
+
+NASTY = ['comma, "quote"', "line\nbreak", "return\rhere", "=1+1", "ünïcode", " space ", "NA", "1"]
+
+
+def nasty_cache(path):
+    songs = make_songs(len(NASTY), ids=NASTY, columns=["a,b", 'c"d', "e\nf"], split=None)
+    return save(songs, path)
+
+
+def test_csv_comes_back_as_it_was(tmp_path):
+    cache = nasty_cache(tmp_path / "songs.parquet")
+    model = fit(cache)
+    out = tmp_path / "labels.csv"
+    run("predict", model, cache, "--out", out)
+    songs, aggregator = seqagg.read_cache(cache), seqagg.load(model)
+    found = pd.read_csv(out, keep_default_na=False, dtype={"song_id": str})
+    assert list(found.columns) == ["song_id", "prediction", *aggregator.classes_]
+    assert list(found["song_id"]) == NASTY
+    assert list(found["prediction"]) == list(aggregator.predict(songs))
+    with out.open(newline="") as file:
+        rows = list(csv.reader(file))
+    numbers = np.array([row[2:] for row in rows[1:]], dtype=float)
+    assert np.array_equal(numbers, aggregator.predict_proba(songs)), "to the bit"
+    assert [row[0] for row in rows[1:]] == NASTY
+
+
+def test_parquet_comes_back_as_it_was(tmp_path):
+    cache = nasty_cache(tmp_path / "songs.parquet")
+    out = tmp_path / "labels.parquet"
+    run("predict", fit(cache), cache, "--out", out)
+    assert pq.read_table(out)["song_id"].to_pylist() == NASTY
+
+
+def test_labels_that_are_numbers_stay_numbers(cache, tmp_path):
+    songs = make_songs()
+    which = [COLUMNS.index(label) for label in songs.labels]
+    model = tmp_path / "m.safetensors"
+    seqagg.MeanLogOdds().fit(songs.replace(columns=None, labels=None), which).save(model)
+    out = tmp_path / "labels.parquet"
+    run("predict", model, cache, "--out", out)
+    assert pd.read_parquet(out)["prediction"].dtype == np.int64
+    assert list(pd.read_parquet(out).columns) == ["song_id", "prediction", "0", "1", "2"]
+
+
+def test_predict_one_split(cache):
+    model = fit(cache)
+    found = run_json("predict", model, cache, "--split", "test", "--out", cache.parent / "l.csv")
+    assert found["n_songs"] == found["n_labelled"] == 18
+    songs = seqagg.read_cache(cache)
+    test = songs[songs.split == "test"]
+    assert found["accuracy"] == seqagg.load(model).score(test)
+    out = cache.parent / "other.csv"
+    assert "there are test, train" in refuse(
+        "predict", model, cache, "--split", "valid", "--out", out
+    )
+    assert not out.exists()
+
+
+def test_predict_songs_without_labels_or_with_new_ones(cache, tmp_path):
+    model = fit(cache)
+    out = tmp_path / "l.csv"
+    unlabelled = save(make_songs(labels=None), tmp_path / "unlabelled.parquet")
+    assert "Accuracy" not in run("predict", model, unlabelled, "--out", out)
+    assert run_json("predict", model, unlabelled, "--out", out)["accuracy"] is None
+    new = save(make_songs(labels=["polka", *make_songs().labels[1:]]), tmp_path / "new.parquet")
+    text = run("predict", model, new, "--out", out)
+    assert "Labels that the model does not know, which count as wrong: polka." in text
+
+
+def test_a_song_without_a_frame_is_named_or_gets_the_prior(cache, tmp_path):
+    songs = make_songs()
+    arrays = [*list(songs)[:-1], np.empty((0, 3))]
+    empty = save(
+        Songs.from_arrays(arrays, columns=COLUMNS, ids=songs.ids), tmp_path / "empty.parquet"
+    )
+    out = tmp_path / "l.csv"
+    assert "song 'song 47': no frame is left" in refuse("predict", fit(cache), empty, "--out", out)
+    assert not out.exists()
+    run("predict", fit(cache, "--set", "on_empty=prior"), empty, "--out", out)
+    assert len(pd.read_csv(out)) == 48
+
+
+def test_a_cache_of_no_songs_gives_an_empty_table(cache, tmp_path):
+    empty = save(Songs(np.empty((0, 3)), [0], columns=COLUMNS, ids=[]), tmp_path / "none.parquet")
+    out = tmp_path / "l.csv"
+    run("predict", fit(cache), empty, "--out", out)
+    assert out.read_text() == '"song_id","prediction","blues","jazz","rock"\n'
+
+
+def test_songs_of_other_columns_are_refused(cache, tmp_path):
+    other = save(make_songs(columns=["a", "b", "c"]), tmp_path / "other.parquet")
+    said = refuse("predict", fit(cache), other, "--out", tmp_path / "l.csv")
+    assert "column 'blues': the model was fitted with this column" in said
+
+
+def test_a_class_called_like_a_column_of_the_table_is_refused(tmp_path):
+    cache = save(make_songs(columns=["prediction", "b", "c"]), tmp_path / "songs.parquet")
+    said = refuse("predict", fit(cache), cache, "--out", tmp_path / "l.csv")
+    assert "a class is called 'prediction'" in said
+
+
+def test_a_damaged_model_is_refused(cache):
+    model = fit(cache)
+    data = bytearray(model.read_bytes())
+    data[-1] ^= 1
+    model.write_bytes(data)
+    said = refuse("predict", model, cache, "--out", cache.parent / "l.csv")
+    assert f"{model}: is damaged" in said
+
+
+# methods
+
+
+def test_methods_lists_the_table():
+    text = run("methods")
+    rows = text.splitlines()[2:]
+    assert [row.split()[0] for row in rows] == list(AGGREGATORS)
+    assert "Average a song's frames in log-odds" in text
+
+
+def test_methods_describes_one():
+    text = run("methods", "hmm")
+    assert text.startswith("Ask which class's hidden Markov model")
+    assert "n_states : int" in text
+
+
+def test_methods_json():
+    found = run_json("methods")
+    assert [row["method"] for row in found] == list(AGGREGATORS)
+    by_name = {row["method"]: row for row in found}
+    assert by_name["gru"]["learns"]
+    assert not by_name["mean"]["learns"]
+    assert by_name["mean"]["parameters"] == {"on_empty": "error"}
+    assert run_json("methods", "mean") == [by_name["mean"]]
+
+
+def test_the_summary_out_of_the_source_is_that_of_the_class():
+    for row in run_json("methods"):
+        assert cli._summary(AGGREGATORS[row["method"]]) == row["summary"]
+        assert row["summary"].endswith(".")
+
+
+# Interrupted.
+
+
+@pytest.mark.parametrize("command", ["fit", "predict", "benchmark"])
+def test_an_interrupt_while_writing_leaves_nothing(cache, command):
+    folder = cache.parent / "out"
+    folder.mkdir()
+    args = {
+        "fit": ["fit", cache, "--method", "mean", "--out", folder / "m.safetensors"],
+        "predict": ["predict", fit(cache), cache, "--out", folder / "l.csv"],
+        "benchmark": ["benchmark", cache, "--methods", "mean", "--out", folder],
+    }[command]
+    code = f"""
+import os, signal
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGINT)
+from seqagg.cli import main
+main({[str(a) for a in args]!r})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 130
+    assert done.stderr == "seqagg: interrupted\n"
+    assert done.stdout == ""
+    assert list(folder.iterdir()) == []
+
+
+def test_an_interrupt_while_fitting_leaves_nothing(cache, monkeypatch):
+    from seqagg.aggregators.averaging import MeanLogOdds
+
+    def interrupted(self, X):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(MeanLogOdds, "fit", interrupted)
+    out = cache.parent / "m.safetensors"
+    args = ["fit", str(cache), "--method", "logodds", "--out", str(out)]
+    done = CliRunner().invoke(cli.main, args)
+    assert done.exit_code == 130
+    assert done.stderr == "seqagg: interrupted\n"
+    assert list(cache.parent.iterdir()) == [cache]
+
+
+def test_standalone_mode_off_lets_errors_through(tmp_path):
+    with pytest.raises(seqagg.CacheError):
+        cli.main(["inspect", str(tmp_path / "x.parquet")], standalone_mode=False)
+    with pytest.raises(click.UsageError):
+        cli.main(["nothing"], standalone_mode=False)

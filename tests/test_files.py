@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from seqagg.files import atomic_write
+
+needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="no advisory locks")
+
+
+KILLED_WRITER = """
+import os, signal, sys
+from seqagg.files import atomic_write
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+target, moment = sys.argv[1:]
+if moment != "write":
+    setattr(os, moment, die)
+with atomic_write(target) as temporary:
+    temporary.write_text("half")
+    if moment == "write":
+        die()
+"""
+
+
+def test_a_new_file_with_its_folders(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b" / "c.txt"
+    with atomic_write(target) as temporary:
+        temporary.write_text("new")
+        assert not target.exists()
+    assert target.read_text() == "new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_the_target_is_the_old_file_until_the_block_ends(tmp_path: Path) -> None:
+    target = tmp_path / "c.txt"
+    target.write_text("old")
+    with atomic_write(target) as temporary:
+        temporary.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+
+
+def test_the_temporary_has_the_suffix_and_the_folder_of_the_target(tmp_path: Path) -> None:
+    """Libraries choose a format by the suffix; a rename works within one file system."""
+    with atomic_write(tmp_path / "c.parquet") as temporary:
+        assert temporary.suffix == ".parquet"
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(".")
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_file_and_no_other(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    target = tmp_path / "c.txt"
+    target.write_text("old")
+
+    def write() -> None:
+        with atomic_write(target) as temporary:
+            temporary.write_text("half")
+            raise error("stop")
+
+    with pytest.raises(error, match="stop"):
+        write()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_no_descriptor_leaks(tmp_path: Path) -> None:
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("no /proc")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with atomic_write(tmp_path / "c.txt") as temporary:
+            temporary.write_text("new")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_folder_that_is_a_file_is_an_os_error(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    with pytest.raises(OSError, match="a"), atomic_write(tmp_path / "a" / "c.txt"):
+        pass
+
+
+@needs_locks
+@pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
+def test_a_killed_writer_leaves_the_old_file_and_the_next_one_sweeps(
+    tmp_path: Path, moment: str
+) -> None:
+    target = tmp_path / "c.txt"
+    target.write_text("old")
+    command = [sys.executable, "-c", KILLED_WRITER, target, moment]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert target.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+    with atomic_write(target) as temporary:
+        temporary.write_text("newer")
+    assert target.read_text() == "newer"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@needs_locks
+def test_a_living_writer_is_not_swept(tmp_path: Path) -> None:
+    target = tmp_path / "c.txt"
+    with atomic_write(target) as slow:
+        slow.write_text("slow")
+        with atomic_write(target) as fast:
+            fast.write_text("fast")
+        assert target.read_text() == "fast"
+        assert slow.read_text() == "slow"
+    assert target.read_text() == "slow"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@needs_locks
+def test_only_temporaries_of_the_same_target_are_swept(tmp_path: Path) -> None:
+    others = [".c.0123.tmp.csv", ".d.0123.tmp.txt", "c.0123.tmp.txt", ".c.txt"]
+    for name in [*others, ".c.0123.tmp.txt"]:
+        (tmp_path / name).write_text("")
+    with atomic_write(tmp_path / "c.txt"):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "c.txt"])
+
+
+def test_writers_at_the_same_time_leave_one_whole_file(tmp_path: Path) -> None:
+    target = tmp_path / "c.txt"
+    contents = [letter * 50_000 for letter in "abcd"]
+    errors: list[BaseException] = []
+
+    def write(content: str) -> None:
+        try:
+            for _ in range(10):
+                with atomic_write(target) as temporary:
+                    temporary.write_text(content)
+                assert target.read_text() in contents
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=[content]) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert target.read_text() in contents
+    assert list(tmp_path.iterdir()) == [target]

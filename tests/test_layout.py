@@ -1,0 +1,105 @@
+"""The files are the flow: a module imports only what stands before it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import seqagg
+
+PACKAGE = Path(seqagg.__file__).parent
+
+FLOW = [
+    "errors",
+    "files",
+    "progress",
+    "logodds",
+    "songs",
+    "cache",
+    "inspection",
+    "kernels",
+    "kernels.segments",
+    "kernels.hmm",
+    "folds",
+    "calibration",
+    "model_file",
+    "aggregators.base",
+    "aggregators.start",
+    "aggregators.averaging",
+    "aggregators.hmm",
+    "aggregators.network",
+    "aggregators.gru",
+    "aggregators.stacking",
+    "aggregators.mil",
+    "aggregators.auto",
+    "aggregators",
+    "evaluation",
+    "benchmark",
+    "cli",
+    "__main__",
+]
+"""songs -> cache -> log-odds -> aggregator -> evaluation -> commands; a new file goes in here."""
+
+ACCEPTED = {
+    ("aggregators.base", "aggregators"): "save asks the table for the name of the class",
+    ("aggregators.auto", "aggregators"): "its candidates are given by their names in the table",
+}
+
+
+def modules() -> list[str]:
+    names = [
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        for path in PACKAGE.rglob("*.py")
+    ]
+    return sorted(set(names) - {"__init__"})
+
+
+def source_of(module: str) -> ast.Module:
+    path = PACKAGE.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def imports_of(module: str) -> set[str]:
+    """Modules of the package that a module imports, inside functions too."""
+    found = set()
+    for node in ast.walk(source_of(module)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            submodules = {n for n in names if n.removeprefix("seqagg.") in FLOW}
+            found |= submodules or {node.module}
+    return {name.removeprefix("seqagg.") for name in found if name.split(".")[0] == "seqagg"}
+
+
+def test_every_module_has_its_place_in_the_flow():
+    assert modules() == sorted(FLOW)
+
+
+@pytest.mark.parametrize("module", FLOW)
+def test_a_module_imports_only_what_stands_before_it(module):
+    before = set(FLOW[: FLOW.index(module)])
+    accepted = {imported for importer, imported in ACCEPTED if importer == module}
+    assert imports_of(module) - before - accepted == set()
+
+
+@pytest.mark.parametrize(("importer", "imported"), ACCEPTED)
+def test_accepted_exceptions_are_still_needed(importer, imported):
+    assert imported in imports_of(importer)
+
+
+def test_nothing_imports_the_commands():
+    assert [m for m in FLOW if "cli" in imports_of(m)] == ["__main__"]
+
+
+@pytest.mark.parametrize("module", FLOW)
+def test_no_function_is_too_long_to_hold_in_view(module):
+    def code_lines(node: ast.AST) -> int:
+        body = node.body[1:] if ast.get_docstring(node) else node.body
+        return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [n for n in ast.walk(source_of(module)) if isinstance(n, functions)]
+    assert [n.name for n in nodes if code_lines(n) > 60] == []
