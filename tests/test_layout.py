@@ -22,6 +22,7 @@ FLOW = [
     "kernels.hmm",
     "folds",
     "calibration",
+    "decision",
     "model_file",
     "aggregators.base",
     "aggregators.start",

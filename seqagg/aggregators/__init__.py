@@ -30,6 +30,9 @@ AGGREGATORS: dict[str, str] = {
 }
 """Name of a method -> where its class is. Imported on first use: torch alone takes seconds."""
 
+_SHARED = {"class_prior", "inverse_temperature", "doubts", "column_order", "class_order"}
+"""Arrays that every method has."""
+
 _STATE = "state."
 _TUPLE = "tuple"
 _HEADER: dict[str, Any] = {
@@ -151,6 +154,7 @@ def pack(aggregator: Aggregator) -> tuple[dict[str, Any], dict[str, npt.NDArray[
     arrays = {
         "class_prior": aggregator.class_prior_,
         "inverse_temperature": np.asarray(aggregator.inverse_temperature_, dtype=np.float64),
+        "doubts": aggregator.doubts_,
         "column_order": np.asarray(aggregator._column_order, dtype=np.int64),
         "class_order": np.asarray(aggregator._class_order, dtype=np.int64),
     }
@@ -176,13 +180,14 @@ def unpack(header: dict[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Ag
     if aggregator.needs_class_columns and not header["columns_are_classes"]:
         _refuse(f"method {header['method']!r} needs columns that are classes")
     own = {name: array for name, array in arrays.items() if not name.startswith(_STATE)}
-    if own.keys() != {"class_prior", "inverse_temperature", "column_order", "class_order"}:
+    if own.keys() != _SHARED:
         _refuse(f"holds the arrays {', '.join(sorted(own)) or 'of no method'}")
     aggregator.columns_ = None if columns is None else tuple(columns)
     aggregator.n_features_in_ = n_columns
     aggregator.classes_ = classes
     aggregator._columns_are_classes = header["columns_are_classes"]
     aggregator.class_prior_ = _read_prior(own["class_prior"], len(classes))
+    aggregator.doubts_ = _read_doubts(own["doubts"])
     aggregator._column_order = _read_order(own["column_order"], n_columns, "column_order")
     aggregator._class_order = _read_order(own["class_order"], len(classes), "class_order")
     state = {n.removeprefix(_STATE): a for n, a in arrays.items() if n.startswith(_STATE)}
@@ -314,6 +319,13 @@ def _read_prior(array: npt.NDArray[Any], n_classes: int) -> npt.NDArray[np.float
     if not ((prior > 0).all() and abs(prior.sum() - 1) < 1e-9):
         _refuse("class_prior holds no probabilities that sum to 1")
     return prior
+
+
+def _read_doubts(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    doubts = _read_array(array, "doubts", np.float64, (array.size,))
+    if not ((doubts >= 0) & (doubts <= 1)).all():
+        _refuse("doubts are not between 0 and 1")
+    return doubts
 
 
 def _read_order(array: npt.NDArray[Any], n: int, name: str) -> npt.NDArray[np.int64]:

@@ -18,12 +18,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from seqagg.calibration import fit_inverse_temperature
+from seqagg.decision import abstain, doubt_limit, label_sets
 from seqagg.errors import ParameterError, SongError
 from seqagg.songs import Songs, as_songs
 
@@ -54,6 +55,8 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         Number of columns.
     class_prior_ : ndarray of shape (n_classes,)
         Share of each class among the training songs, each counted once more than it occurs.
+    doubts_ : ndarray of shape (n_training_songs,)
+        1 less the probability of each training song's label, by a model that had not seen it.
     inverse_temperature_ : float
         What log scores are multiplied by before the softmax, fitted on songs held out.
     """
@@ -92,7 +95,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         """
         self._check_parameters()
         # Set last, so that a fit that fails leaves nothing that looks fitted.
-        vars(self).pop("inverse_temperature_", None)
+        self.__dict__.pop("inverse_temperature_", None)
         songs = self._usable(X)
         labels = _check_labels(songs, y, required=not self.needs_class_columns)
         group_of = _check_groups(songs, groups)
@@ -116,17 +119,50 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         self.class_prior_ = (counts / counts.sum())[self._rank_of_class()]
         held_out = self._fit(songs, y_index, group_of)
         if labels is None:
+            self.doubts_ = np.empty(0)
             self.inverse_temperature_ = 1.0
             return self
         scores = self._log_scores(songs) if held_out is None else held_out
-        self.inverse_temperature_ = fit_inverse_temperature(scores, y_index)
-        self._held_out = log_softmax(self.inverse_temperature_ * scores, axis=1)
+        beta = fit_inverse_temperature(scores, y_index)
+        self._held_out = log_softmax(beta * scores, axis=1)
+        self.doubts_ = 1 - np.exp(self._held_out[np.arange(len(y_index)), y_index])
+        self.inverse_temperature_ = beta
         return self
 
-    def predict(self, X: Any) -> Array:
-        """Likeliest label of each song, shape (n_songs,)."""
-        likeliest = self._scores(X).argmax(axis=1)
-        return np.asarray(self.classes_[likeliest])
+    def predict(self, X: Any, *, abstain_below: float | None = None) -> Array:
+        """Likeliest label of each song, shape (n_songs,).
+
+        Parameters
+        ----------
+        X : Songs, or list of arrays
+        abstain_below : float, optional
+            Where the likeliest class is less probable than this, the answer is None.
+        """
+        scores = self._scores(X)
+        labels = np.asarray(self.classes_[scores.argmax(axis=1)])
+        if abstain_below is None:
+            return labels
+        return abstain(labels, softmax(scores, axis=1), abstain_below)
+
+    def predict_set(self, X: Any, *, error_rate: float = 0.1) -> npt.NDArray[np.bool_]:
+        """Set of labels for each song that misses the true one at most so often.
+
+        Split-conformal on the training songs, each judged by a model that had not seen it: the
+        promise holds for songs that are exchangeable with those, and for a method that averages
+        the models of several folds as well as these stand for it.
+
+        Parameters
+        ----------
+        X : Songs, or list of arrays
+        error_rate : float
+            Share of songs whose label may be missing from their set, in (0, 1).
+
+        Returns
+        -------
+        ndarray of bool, shape (n_songs, n_classes)
+            Never an empty row.
+        """
+        return label_sets(self.predict_proba(X), doubt_limit(self.doubts_, error_rate))
 
     def predict_proba(self, X: Any) -> Floats:
         """P(class | song), calibrated, shape (n_songs, n_classes); rows sum to 1."""

@@ -589,7 +589,15 @@ def _fit_with_hmmlearn(
     hmm.means_, hmm.covars_ = model.means, model.covars
     with _quiet_hmmlearn():
         hmm.fit(frames, np.diff(offsets))
-    fitted = GaussianParameters(hmm.startprob_, hmm.transmat_, hmm.means_, hmm._covars_)
+    # hmmlearn leaves a state without frames as NaN, and one that is never left without a row.
+    left = hmm.transmat_.sum(axis=1, keepdims=True) > 0
+    alive = np.isfinite(hmm.means_).all(axis=1)
+    fitted = GaussianParameters(
+        hmm.startprob_,
+        np.where(left, hmm.transmat_, model.transmat),
+        np.where(alive[:, None], hmm.means_, model.means),
+        np.where(alive.reshape(-1, *[1] * (1 + full)), hmm._covars_, model.covars),
+    )
     return fitted, [float(value) for value in hmm.monitor_.history]
 
 
