@@ -1,0 +1,264 @@
+"""Do the tables of the README say what the results say?
+
+    python -m experiments.readme            writes them
+    python -m experiments.readme --check    exits 1 where they differ
+
+A table stands between the lines ``<!-- table: NAME -->`` and ``<!-- end -->``; what is there is
+replaced by what `TABLES` makes of the files in ``experiments/results``. Without results a table is
+empty.
+"""  # noqa: D400
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from experiments import big_table, embedded, known_limit, leak, learning_curve
+from experiments.runs import AVERAGING, METHODS, RESULTS, first_line
+from experiments.tables import Results, interval, points
+from seqagg.files import atomic_write
+
+README = RESULTS.parent.parent / "README.md"
+
+_BEGIN = re.compile(r"^<!-- table: (\S+) -->$", re.MULTILINE)
+_END = "<!-- end -->"
+
+Metrics = Mapping[str, float]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fill the tables, or check them."""
+    parser = argparse.ArgumentParser(
+        "python -m experiments.readme", description=first_line(__doc__)
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if they differ")
+    parser.add_argument("--readme", type=Path, default=README, metavar="FILE")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    options = parser.parse_args(arguments)
+    text = options.readme.read_text(encoding="utf-8")
+    try:
+        filled, changed = fill(text, options.results)
+    except ValueError as error:
+        sys.exit(f"{options.readme.name}: {error}")
+    if options.check and changed:
+        sys.exit(f"{options.readme.name} differs from the results in: {', '.join(changed)}")
+    if changed:
+        with atomic_write(options.readme) as temporary:
+            temporary.write_text(filled, encoding="utf-8")
+    print(f"changed: {', '.join(changed)}" if changed else "README and results agree")
+
+
+def fill(text: str, results: Path) -> tuple[str, list[str]]:
+    """README with its tables made anew, and the names of those that changed.
+
+    Parameters
+    ----------
+    text : str
+        The README.
+    results : Path
+        Folder of results.
+
+    Raises
+    ------
+    ValueError
+        For a table that nobody makes, or that does not end.
+    """
+    parts, changed, place = [], [], 0
+    while begin := _BEGIN.search(text, place):
+        name = begin[1]
+        following = _BEGIN.search(text, begin.end())
+        end = text.find(f"\n{_END}", begin.end(), following.start() if following else len(text))
+        if name not in TABLES:
+            raise ValueError(f"no table {name}; there are {', '.join(TABLES)}")
+        if end < 0:
+            raise ValueError(f"table {name} has no line {_END}")
+        table = "".join(f"\n{line}" for line in TABLES[name](results))
+        if text[begin.end() : end] != table:
+            changed.append(name)
+        parts += [text[place : begin.end()], table]
+        place = end
+    return "".join([*parts, text[place:]]), changed
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table whose first column is left-aligned, the others right."""
+    cells = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    return ["| " + " | ".join(row) + " |" for row in cells]
+
+
+def embedded_table(folder: Path) -> list[str]:
+    """Methods by rows: accuracy, differences from averaging, probabilities, time."""
+    path = folder / f"{embedded.NAME}.parquet"
+    if not path.exists():
+        return []
+    rows: dict[str, dict[str, float]] = {}
+    for row in pq.read_table(path).to_pylist():
+        if row["fold"] is None:
+            rows.setdefault(row["method"], {})[row["metric"]] = row["value"]
+    best = max(row["accuracy"] for row in rows.values())
+    header = [
+        "",
+        "accuracy, %",
+        "minus `mean`",
+        "minus `logodds`",
+        "log loss",
+        "calibration error",
+        "fit, s",
+    ]
+    lines = [
+        [
+            f"`{method}`",
+            _bold(points(row["accuracy"]), row["accuracy"] == best),
+            *(_difference(row, f"accuracy_minus_{name}") for name in ("mean", "logodds")),
+            f"{row['log_loss']:.3f}",
+            f"{row['calibration_error']:.3f}",
+            f"{row['fit_seconds']:.1f}",
+        ]
+        for method, row in rows.items()
+    ]
+    n_songs = next(iter(rows.values()))["n_songs"]
+    note = (
+        f"{n_songs:,.0f} songs scored, seed 0. Differences are paired, in points, with 95 % "
+        "intervals."
+    )
+    return [*markdown(header, lines), "", note]
+
+
+def big_table_table(folder: Path) -> list[str]:
+    """Methods by rows, caches by columns: accuracy, spread over seeds, gain on averaging."""
+    results = _results(big_table, folder)
+    caches = results.summed("cache")
+    if not caches:
+        return []
+    cells = {
+        (method, cache): results.metrics.get((cache, method, None), {})
+        for method in METHODS
+        for cache in caches
+    }
+    n_songs = {
+        c: max(row.get("n_songs", 0) for (_, k), row in cells.items() if k == c) for c in caches
+    }
+    header = ["", *(f"{cache}<br>{n_songs[cache]:,.0f} songs" for cache in caches)]
+    methods = [m for m in METHODS if any(cells[m, cache] for cache in caches)]
+    lines = [
+        [f"`{m}`", *(_big_table_cell(m, cells[m, cache]) for cache in caches)] for m in methods
+    ]
+    seeds = {row["n_seeds"] for (m, _), row in cells.items() if row and m not in AVERAGING}
+    n_seeds = " to ".join(f"{n:.0f}" for n in sorted({min(seeds), max(seeds)})) if seeds else "1"
+    note = (
+        f"Accuracy in %, the mean over seeds ({n_seeds}) and the lowest and highest of them; below "
+        "it the paired difference from `logodds` in points with its 95 % interval. Bold: the best "
+        "of the column, and what is not clearly worse (interval of the paired difference)."
+    )
+    return [*markdown(header, lines), "", note, "", _picture(big_table, "Mean ranks")]
+
+
+def _big_table_cell(method: str, row: Metrics) -> str:
+    if not row:
+        return ""
+    accuracy = _bold(points(row["accuracy"]), row["accuracy_minus_best_high"] >= 0)
+    low, high = points(row["accuracy_low"]), points(row["accuracy_high"])
+    spread = f" ({low}..{high})" if low != high else ""
+    gain = "" if method == big_table.BASELINE else _difference(row, "accuracy_minus_logodds")
+    return accuracy + spread + (f"<br>{gain}" if gain else "")
+
+
+def learning_curve_table(folder: Path) -> list[str]:
+    """Methods by rows, caches by columns: from how many songs on it beats averaging."""
+    results = _results(learning_curve, folder)
+    caches = results.summed("cache")
+    if not caches:
+        return []
+    lines = [
+        [f"`{m}`", *(learning_curve.verdict(results, cache, m) for cache in caches)]
+        for m in learning_curve.LEARNT
+    ]
+    note = (
+        "From how many training songs on the method beats mean log-odds (95 % interval of the "
+        "paired difference above 0), and the difference in points with all of them."
+    )
+    picture = _picture(learning_curve, "Accuracy against training songs")
+    return [*markdown(["", *caches], lines), "", note, "", picture]
+
+
+def known_limit_table(folder: Path) -> list[str]:
+    """Methods by rows, laws by columns: points below the best possible decision."""
+    results = _results(known_limit, folder)
+    laws = [law for law in known_limit.LAWS if law in results.summed("law")]
+    if not laws:
+        return []
+    size = known_limit.largest_size(results)
+    limits = [results.metrics[law, known_limit.LIMIT, 0, None] for law in laws]
+    best = [f"{points(row['accuracy'])} ± {points(row['error'])} %" for row in limits]
+    lines = [["*best possible*", *best]]
+    for method in METHODS:
+        rows = [results.metrics.get((law, method, size, None), {}) for law in laws]
+        if any(rows):
+            lines.append([f"`{method}`", *(_below(row) for row in rows)])
+    n_test = int(results.metrics[laws[0], known_limit.LIMIT, 0, 0]["n_songs"])
+    note = (
+        f"Accuracy of the best possible decision, and how many points below it each method stays "
+        f"after {size:,} training songs, on the same {n_test:,} new songs; 95 % intervals."
+    )
+    picture = _picture(known_limit, "Distance from the limit")
+    return [*markdown(["", *laws], lines), "", note, "", picture]
+
+
+def _below(row: Metrics) -> str:
+    if not row:
+        return ""
+    numbers = [points(row[name]) for name in ("below_limit", "below_limit_low", "below_limit_high")]
+    return "{} [{}, {}]".format(*numbers)
+
+
+def leak_table(folder: Path) -> list[str]:
+    """Methods by rows: accuracy after learning from in-fold and from out-of-fold scores."""
+    results = _results(leak, folder)
+    methods = [m for m in (leak.BASELINE, *leak.LEARNT) if m in results.summed("method")]
+    if not methods:
+        return []
+    lines = []
+    for method in methods:
+        inside, outside = (results.metrics.get((i, method, None), {}) for i in leak.INPUTS)
+        accuracies = [points(row["accuracy"]) if row else "" for row in (outside, inside)]
+        lines.append(
+            [f"`{method}`", *accuracies, _difference(inside, "accuracy_minus_out_of_fold")]
+        )
+    header = ["accuracy, %", "learnt out of fold", "learnt in fold", "in fold costs"]
+    return [*markdown(header, lines), "", results.about.get("answer", "")]
+
+
+TABLES: dict[str, Callable[[Path], list[str]]] = {
+    "embedded": embedded_table,
+    "big-table": big_table_table,
+    "learning-curve": learning_curve_table,
+    "known-limit": known_limit_table,
+    "leak": leak_table,
+}
+"""Name of a table -> its lines, from the folder of results."""
+
+
+def _results(experiment: Any, folder: Path) -> Results:
+    return Results(folder / f"{experiment.NAME}.parquet", experiment.KEYS)
+
+
+def _bold(text: str, yes: bool) -> str:
+    return f"**{text}**" if yes else text
+
+
+def _difference(row: Metrics, name: str) -> str:
+    return interval(row, name) if name in row else ""
+
+
+def _picture(experiment: Any, text: str) -> str:
+    return f"![{text}](experiments/results/{experiment.NAME}.svg)"
+
+
+if __name__ == "__main__":
+    main()
