@@ -5,7 +5,8 @@ Conventions
 A *cell* is one run of an experiment, named by the values of the table's keys: (cache, method,
 seed), say. The table has the keys as columns, then ``metric`` and ``value``, one row per number.
 A second file, ``NAME_songs.parquet``, has one row per cell: which of the scored songs were right,
-and the group of each (null where each is its own). A cell with a null key sums up over it, and is computed anew from the others
+and the group of each (null where each is its own). A cell with a null key sums up over it, and is
+computed anew from the others
 every time. What a cell was made from stands in the schema metadata under ``seqagg``, as JSON.
 """
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,24 +20,25 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from seqagg.errors import ParameterError, SeqaggError
+from seqagg.terminal import (
+    NAMED,
+    make_console,
+    make_table,
+    print_json,
+    printable,
+    provenance,
+    say,
+    shorten,
+    show_benchmark,
+    show_fit,
+    show_inspection,
+    warn,
+)
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from seqagg.aggregators.base import Aggregator
     from seqagg.benchmark import BenchmarkResult
-    from seqagg.inspection import Inspection
     from seqagg.songs import Songs
-
-_MOST_CLASSES = 30
-"""Classes that `inspect` lists for people; JSON has them all."""
-
-_COMPARED = "majority,mean,logodds,hmm,gru"
-"""What `seqagg.benchmark.METHODS` holds, for the help, which must not wait for its import."""
-
-_PIPE_WIDTH = 160
-_NAMED = 5
 
 
 class _Commands(click.Group):
@@ -82,7 +82,7 @@ class _Commands(click.Group):
 
 
 def _fail(message: str) -> NoReturn:
-    click.echo("seqagg: " + _printable(" ".join(message.split())), err=True)
+    click.echo("seqagg: " + printable(" ".join(message.split())), err=True)
     sys.exit(2)
 
 
@@ -92,6 +92,9 @@ def _interrupted() -> int:
 
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+_COMPARED = "majority,mean,logodds,hmm,gru"
+"""`benchmark.METHODS`, which would take a second to import for a line of help."""
+
 _seed_option = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all chance."
 )
@@ -141,76 +144,9 @@ def inspect(cache: Path, as_json: bool) -> None:
 
     found = look(read_cache(cache))
     if as_json:
-        _print_json({"cache": str(cache)} | dataclasses.asdict(found))
+        print_json({"cache": str(cache)} | dataclasses.asdict(found))
     else:
-        _show_inspection(cache.name, found)
-
-
-def _show_inspection(name: str, found: Inspection) -> None:
-    fewest, median, most = found.frames_per_song
-    facts = [
-        f"{name}: {found.n_songs} songs, {found.n_frames} frames",
-        f"Frames per song: {fewest} to {most}, median {median:g}.",
-        f"{len(found.columns)} columns of {found.kind}, {found.task}: "
-        + _some(found.columns, _MOST_CLASSES)
-        + ".",
-    ]
-    if found.n_groups is not None:
-        facts.append(f"{found.n_groups} groups.")
-    if found.n_folds:
-        facts.append(f"The frame classifier declares {found.n_folds} folds.")
-    if found.sum_to_one is not None:
-        facts.append(f"Frames whose probabilities sum to one: {found.sum_to_one:.1%}.")
-    if found.saturated is not None:
-        facts.append(f"Scores that are probabilities of exactly 0 or 1: {found.saturated:.1%}.")
-    if found.note:
-        facts.append(f"Note: {found.note}")
-    console = _console()
-    for fact in facts:
-        _say(console, fact)
-    _say(console, "")
-    console.print(_parts_table(found), "")
-    if found.classes:
-        console.print(_classes_table(found), "")
-    hidden = len(found.classes) - _MOST_CLASSES
-    if hidden > 0:
-        _say(console, f"and {hidden} classes more (--json has all)")
-    for warning in found.warnings:
-        _say(console, f"warning: {warning}", style="yellow")
-    if not found.warnings:
-        _say(console, "Nothing wrong was found.", style="green")
-
-
-def _parts_table(found: Inspection) -> Table:
-    table = _table(
-        "split", "songs", "no\nlabel", "groups", "frames", "missing\nframes", "right\nframes %"
-    )
-    for part in found.parts:
-        right = "" if part.frame_accuracy is None else f"{100 * part.frame_accuracy:.1f}"
-        if part.frame_accuracy_error is not None:
-            right += f" ± {100 * part.frame_accuracy_error:.1f}"
-        numbers = [
-            part.n_songs,
-            part.n_songs - part.n_labelled,
-            part.n_groups,
-            part.n_frames,
-            part.n_missing,
-        ]
-        table.add_row(_printable(_part_name(part.name, found)), *map(str, numbers), right)
-    return table
-
-
-def _classes_table(found: Inspection) -> Table:
-    table = _table("class", *(_part_name(part.name, found) for part in found.parts))
-    for label, counts in list(found.classes.items())[:_MOST_CLASSES]:
-        table.add_row(_printable(label), *map(str, counts))
-    return table
-
-
-def _part_name(name: str | None, found: Inspection) -> str:
-    if name is None:
-        return "all" if len(found.parts) == 1 else "(none)"
-    return _printable(name)
+        show_inspection(cache.name, found)
 
 
 # benchmark
@@ -266,10 +202,10 @@ def benchmark(
         result.write(out)
     warnings = look(songs).warnings
     if as_json:
-        _print_json(_benchmark_json(result, warnings, out))
+        print_json(_benchmark_json(result, warnings, out))
     else:
-        _warn(warnings)
-        _show_benchmark(songs, result, out)
+        warn(warnings)
+        show_benchmark(songs, result, out)
 
 
 def _songs_to_compare(cache: Path | None) -> tuple[str, Songs, str | None]:
@@ -306,16 +242,11 @@ def _fits_shown() -> Iterator[Callable[[int, int, str], None]]:
         yield report
 
 
-def _provenance(result: BenchmarkResult) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(result.results.schema.metadata[b"seqagg"])
-    return found
-
-
 def _benchmark_json(
     result: BenchmarkResult, warnings: Sequence[str], out: Path | None
 ) -> dict[str, Any]:
     return {
-        "provenance": _provenance(result),
+        "provenance": provenance(result),
         "methods": result.summary(),
         "comparisons": [dataclasses.asdict(row) for row in result.comparisons],
         "classes": result.classes,
@@ -324,98 +255,6 @@ def _benchmark_json(
         "warnings": warnings,
         "out": None if out is None else str(out),
     }
-
-
-def _show_benchmark(songs: Songs, result: BenchmarkResult, out: Path | None) -> None:
-    console = _console()
-    rows = result.summary()
-    _say(console, _how_scored(_provenance(result), int(rows[0]["n_songs"]), songs, result))
-    for reason, ids in result.left_out.items():
-        _say(console, f"Left out, {reason}: {len(ids)} ({_some(ids, _NAMED)}).")
-    _say(console, "")
-    console.print(_benchmark_table(result, rows), "")
-    for sentence in _verdicts(result, rows):
-        _say(console, sentence)
-    for note in result.notes:
-        _say(console, f"Note: {note}.")
-    if out is not None:
-        _say(console, f"Written: {out / 'results.parquet'}, {out / 'predictions.parquet'}")
-
-
-def _how_scored(
-    provenance: Mapping[str, Any], n_scored: int, songs: Songs, result: BenchmarkResult
-) -> str:
-    n_used = len(songs) - sum(map(len, result.left_out.values()))
-    start, end = f"{provenance['cache']}:", f"{len(result.classes)} classes."
-    if provenance["folds"] is None:
-        learnt = f"methods learn from the {n_used - n_scored} train songs"
-        return f"{start} {learnt} and are scored on the {n_scored} test songs; {end}"
-    apart = "" if songs.groups is None else ", no group on both sides of a fold"
-    return (
-        f"{start} {n_scored} songs in {provenance['folds']} folds, each scored by what was learnt "
-        f"from the other folds{apart}; {end}"
-    )
-
-
-def _benchmark_table(result: BenchmarkResult, rows: Sequence[Mapping[str, Any]]) -> Table:
-    pairs = {row.method: row.comparison for row in result.comparisons if row.baseline == "logodds"}
-    against = ["points against\nlogodds (95 %)"] if pairs else []
-    table = _table("method", "accuracy\n%", *against, "log\nloss", "calib.\nerr. %", "time\ns")
-    for row in rows:
-        pair = pairs.get(row["method"])
-        difference = (
-            "-"
-            if pair is None
-            else (f"{_points(pair.difference)} ({_points(pair.low)}, {_points(pair.high)})")
-        )
-        table.add_row(
-            _printable(row["method"]),
-            f"{100 * row['accuracy']:.1f}",
-            *([difference] if pairs else []),
-            f"{row['log_loss']:.3f}",
-            f"{100 * row['calibration_error']:.1f}",
-            f"{row['fit_seconds'] + row['predict_seconds']:.1f}",
-        )
-    return table
-
-
-def _verdicts(result: BenchmarkResult, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Say of each learnt method whether it pays, or averaging is as good."""
-    from seqagg.aggregators import aggregator_class
-
-    n_songs = {row["method"]: row["n_songs"] for row in rows}
-    for row in result.comparisons:
-        if row.baseline == "logodds" and not aggregator_class(row.method).needs_class_columns:
-            yield _verdict(row.method, row.comparison, n_songs[row.method])
-
-
-def _verdict(method: str, pair: Any, n_songs: float) -> str:
-    low, high = sorted((abs(pair.low), abs(pair.high)))
-    size = f"{100 * abs(pair.difference):.1f} points"
-    interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
-    if pair.verdict == "better":
-        return (
-            f"{method} is right on {size} more songs than averaging log-odds ({interval}): "
-            "it pays here."
-        )
-    if pair.verdict == "worse":
-        return (
-            f"{method} is right on {size} fewer songs than averaging log-odds ({interval}): "
-            "average here."
-        )
-    if pair.wins_a + pair.wins_b == 0:
-        return f"{method} is right on the very same songs as averaging log-odds: average here."
-    return (
-        f"{method} cannot be told from averaging log-odds on {n_songs:.0f} songs "
-        f"({_points(pair.difference)} points, 95 % interval {_points(pair.low)} to "
-        f"{_points(pair.high)}): average until more songs say otherwise."
-    )
-
-
-def _points(share: float) -> str:
-    """Percentage points with their sign; a rounded zero has none."""
-    text = f"{100 * share:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text
 
 
 # fit
@@ -482,25 +321,10 @@ def fit(
         "warnings": warnings,
     }
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
-    _warn(warnings)
-    _show_fit(report, len(songs))
-
-
-def _show_fit(report: Mapping[str, Any], n_all: int) -> None:
-    console = _console()
-    where = "" if report["split"] is None else f" (split {report['split']})"
-    _say(
-        console,
-        f"{report['method']} fitted on {report['n_songs']} of {n_all} songs{where}, "
-        f"{len(report['classes'])} classes.",
-    )
-    for reason, ids in report["left_out"].items():
-        _say(console, f"Left out, {reason}: {len(ids)} ({_some(ids, _NAMED)}).")
-    for line in (report["report"] or "").splitlines():
-        _say(console, line)
-    _say(console, f"Written: {report['model']}")
+    warn(warnings)
+    show_fit(report, len(songs))
 
 
 def _configured(method: str, settings: Iterable[str], seed: int) -> Aggregator:
@@ -612,20 +436,20 @@ def predict(model: Path, cache: Path, out: Path, split: str | None, as_json: boo
     _write_table(out, columns)
     scores = _score(songs, columns["prediction"], aggregator)
     if as_json:
-        _print_json({"out": str(out), "n_songs": len(songs)} | scores)
+        print_json({"out": str(out), "n_songs": len(songs)} | scores)
         return
-    console = _console()
-    _say(console, f"{len(songs)} songs labelled. Written: {out}")
+    console = make_console()
+    say(console, f"{len(songs)} songs labelled. Written: {out}")
     if scores["n_labelled"]:
-        _say(
+        say(
             console,
             f"Accuracy: {scores['accuracy']:.1%} of {scores['n_labelled']} songs with a label.",
         )
     if scores["unseen_labels"]:
-        _say(
+        say(
             console,
             f"Labels that the model does not know, which count as wrong: "
-            f"{_some(scores['unseen_labels'], _NAMED)}.",
+            f"{shorten(scores['unseen_labels'], NAMED)}.",
         )
 
 
@@ -699,14 +523,14 @@ def methods(name: str | None, as_json: bool) -> None:
 
     if as_json:
         names = [name] if name is not None else list(AGGREGATORS)
-        _print_json([_described(method, aggregator_class(method)) for method in names])
+        print_json([_described(method, aggregator_class(method)) for method in names])
     elif name is not None:
         click.echo(getdoc(aggregator_class(name)))
     else:
-        table = _table("method", "what it does", left=2)
+        table = make_table("method", "what it does", left=2)
         for method, place in AGGREGATORS.items():
             table.add_row(method, _summary(place))
-        _console().print(table)
+        make_console().print(table)
 
 
 def _described(method: str, cls: type[Aggregator]) -> dict[str, Any]:
@@ -736,62 +560,3 @@ def _summary(place: str) -> str:
 
 
 # Printing.
-
-
-def _console() -> Console:
-    """Standard output for tables: colour on a terminal alone, and no markup in users' names."""
-    import os
-
-    from rich.console import Console
-
-    plain = Console(markup=False, highlight=False, emoji=False)
-    if plain.is_terminal or "COLUMNS" in os.environ:
-        return plain
-    return Console(markup=False, highlight=False, emoji=False, width=_PIPE_WIDTH)
-
-
-def _table(*headers: str, left: int = 1) -> Table:
-    """Table whose first `left` columns hold text and the others numbers."""
-    from rich import box
-    from rich.table import Table
-
-    style: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False}
-    table = Table(**style, padding=(0, 1, 0, 0), header_style="bold")
-    for i, header in enumerate(headers):
-        table.add_column(header, justify="left" if i < left else "right", overflow="fold")
-    return table
-
-
-def _say(console: Console, text: str, style: str | None = None) -> None:
-    """Print a paragraph, wrapped on a terminal and in one line elsewhere."""
-    console.print(_printable(text), style=style, soft_wrap=not console.is_terminal)
-
-
-def _warn(warnings: Iterable[str]) -> None:
-    for warning in warnings:
-        click.echo(f"seqagg: warning: {_printable(warning)}", err=True)
-
-
-def _printable(text: str) -> str:
-    """Text without what would steer a terminal, since labels and ids may hold anything."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def _some(items: Sequence[Any], n: int) -> str:
-    more = len(items) - n
-    return ", ".join(map(str, items[:n])) + (f" and {more} more" if more > 0 else "")
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(_plain(value), ensure_ascii=False, indent=2, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    """Value as strict JSON has it: NaN and infinity are null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, str | int | None) else str(value)

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 import seqagg
-from seqagg import cli
+from seqagg import cli, terminal
 from seqagg.aggregators import AGGREGATORS
 from seqagg.cache import write_cache
 from seqagg.songs import Songs
@@ -394,7 +394,7 @@ def test_the_verdict_in_words(pair, words):
     from seqagg.evaluation import Comparison
 
     comparison = Comparison(**pair, p_value=0.5, n_songs=290, n_groups=124)
-    assert cli._verdict("gru", comparison, 290.0) == words
+    assert terminal._verdict("gru", comparison, 290.0) == words
 
 
 # fit

@@ -36,6 +36,7 @@ FLOW = [
     "aggregators",
     "evaluation",
     "benchmark",
+    "terminal",
     "cli",
     "__main__",
 ]

@@ -1,0 +1,280 @@
+"""What people see: tables and sentences on a terminal, JSON for programs.
+
+Conventions
+-----------
+Results go to standard output, warnings to standard error. Text that comes from songs passes
+`printable` first: an id may hold anything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from seqagg.benchmark import BenchmarkResult
+    from seqagg.inspection import Inspection
+    from seqagg.songs import Songs
+
+_MOST_CLASSES = 30
+"""Classes that `inspect` lists for people; JSON has them all."""
+
+_COMPARED = "majority,mean,logodds,hmm,gru"
+"""What `seqagg.benchmark.METHODS` holds, for the help, which must not wait for its import."""
+
+_PIPE_WIDTH = 160
+NAMED = 5
+"""Items that a line names before it says how many more there are."""
+
+
+def show_inspection(name: str, found: Inspection) -> None:
+    """Print what is in a cache, and what is wrong with it."""
+    fewest, median, most = found.frames_per_song
+    facts = [
+        f"{name}: {found.n_songs} songs, {found.n_frames} frames",
+        f"Frames per song: {fewest} to {most}, median {median:g}.",
+        f"{len(found.columns)} columns of {found.kind}, {found.task}: "
+        + shorten(found.columns, _MOST_CLASSES)
+        + ".",
+    ]
+    if found.n_groups is not None:
+        facts.append(f"{found.n_groups} groups.")
+    if found.n_folds:
+        facts.append(f"The frame classifier declares {found.n_folds} folds.")
+    if found.sum_to_one is not None:
+        facts.append(f"Frames whose probabilities sum to one: {found.sum_to_one:.1%}.")
+    if found.saturated is not None:
+        facts.append(f"Scores that are probabilities of exactly 0 or 1: {found.saturated:.1%}.")
+    if found.note:
+        facts.append(f"Note: {found.note}")
+    console = make_console()
+    for fact in facts:
+        say(console, fact)
+    say(console, "")
+    console.print(_parts_table(found), "")
+    if found.classes:
+        console.print(_classes_table(found), "")
+    hidden = len(found.classes) - _MOST_CLASSES
+    if hidden > 0:
+        say(console, f"and {hidden} classes more (--json has all)")
+    for warning in found.warnings:
+        say(console, f"warning: {warning}", style="yellow")
+    if not found.warnings:
+        say(console, "Nothing wrong was found.", style="green")
+
+
+def _parts_table(found: Inspection) -> Table:
+    table = make_table(
+        "split", "songs", "no\nlabel", "groups", "frames", "missing\nframes", "right\nframes %"
+    )
+    for part in found.parts:
+        right = "" if part.frame_accuracy is None else f"{100 * part.frame_accuracy:.1f}"
+        if part.frame_accuracy_error is not None:
+            right += f" ± {100 * part.frame_accuracy_error:.1f}"
+        numbers = [
+            part.n_songs,
+            part.n_songs - part.n_labelled,
+            part.n_groups,
+            part.n_frames,
+            part.n_missing,
+        ]
+        table.add_row(printable(_part_name(part.name, found)), *map(str, numbers), right)
+    return table
+
+
+def _classes_table(found: Inspection) -> Table:
+    table = make_table("class", *(_part_name(part.name, found) for part in found.parts))
+    for label, counts in list(found.classes.items())[:_MOST_CLASSES]:
+        table.add_row(printable(label), *map(str, counts))
+    return table
+
+
+def _part_name(name: str | None, found: Inspection) -> str:
+    if name is None:
+        return "all" if len(found.parts) == 1 else "(none)"
+    return printable(name)
+
+
+def provenance(result: BenchmarkResult) -> dict[str, Any]:
+    """How a benchmark was made, from the metadata of its table."""
+    found: dict[str, Any] = json.loads(result.results.schema.metadata[b"seqagg"])
+    return found
+
+
+def show_benchmark(songs: Songs, result: BenchmarkResult, out: Path | None) -> None:
+    """Print the table of a benchmark, and in words whether anything beats averaging."""
+    console = make_console()
+    rows = result.summary()
+    say(console, _how_scored(provenance(result), int(rows[0]["n_songs"]), songs, result))
+    for reason, ids in result.left_out.items():
+        say(console, f"Left out, {reason}: {len(ids)} ({shorten(ids, NAMED)}).")
+    say(console, "")
+    console.print(_benchmark_table(result, rows), "")
+    for sentence in _verdicts(result, rows):
+        say(console, sentence)
+    for note in result.notes:
+        say(console, f"Note: {note}.")
+    if out is not None:
+        say(console, f"Written: {out / 'results.parquet'}, {out / 'predictions.parquet'}")
+
+
+def _how_scored(
+    provenance: Mapping[str, Any], n_scored: int, songs: Songs, result: BenchmarkResult
+) -> str:
+    n_used = len(songs) - sum(map(len, result.left_out.values()))
+    start, end = f"{provenance['cache']}:", f"{len(result.classes)} classes."
+    if provenance["folds"] is None:
+        learnt = f"methods learn from the {n_used - n_scored} train songs"
+        return f"{start} {learnt} and are scored on the {n_scored} test songs; {end}"
+    apart = "" if songs.groups is None else ", no group on both sides of a fold"
+    return (
+        f"{start} {n_scored} songs in {provenance['folds']} folds, each scored by what was learnt "
+        f"from the other folds{apart}; {end}"
+    )
+
+
+def _benchmark_table(result: BenchmarkResult, rows: Sequence[Mapping[str, Any]]) -> Table:
+    pairs = {row.method: row.comparison for row in result.comparisons if row.baseline == "logodds"}
+    against = ["points against\nlogodds (95 %)"] if pairs else []
+    table = make_table("method", "accuracy\n%", *against, "log\nloss", "calib.\nerr. %", "time\ns")
+    for row in rows:
+        pair = pairs.get(row["method"])
+        difference = (
+            "-"
+            if pair is None
+            else (f"{_points(pair.difference)} ({_points(pair.low)}, {_points(pair.high)})")
+        )
+        table.add_row(
+            printable(row["method"]),
+            f"{100 * row['accuracy']:.1f}",
+            *([difference] if pairs else []),
+            f"{row['log_loss']:.3f}",
+            f"{100 * row['calibration_error']:.1f}",
+            f"{row['fit_seconds'] + row['predict_seconds']:.1f}",
+        )
+    return table
+
+
+def _verdicts(result: BenchmarkResult, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Say of each learnt method whether it pays, or averaging is as good."""
+    from seqagg.aggregators import aggregator_class
+
+    n_songs = {row["method"]: row["n_songs"] for row in rows}
+    for row in result.comparisons:
+        if row.baseline == "logodds" and not aggregator_class(row.method).needs_class_columns:
+            yield _verdict(row.method, row.comparison, n_songs[row.method])
+
+
+def _verdict(method: str, pair: Any, n_songs: float) -> str:
+    low, high = sorted((abs(pair.low), abs(pair.high)))
+    size = f"{100 * abs(pair.difference):.1f} points"
+    interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+    if pair.verdict == "better":
+        return (
+            f"{method} is right on {size} more songs than averaging log-odds ({interval}): "
+            "it pays here."
+        )
+    if pair.verdict == "worse":
+        return (
+            f"{method} is right on {size} fewer songs than averaging log-odds ({interval}): "
+            "average here."
+        )
+    if pair.wins_a + pair.wins_b == 0:
+        return f"{method} is right on the very same songs as averaging log-odds: average here."
+    return (
+        f"{method} cannot be told from averaging log-odds on {n_songs:.0f} songs "
+        f"({_points(pair.difference)} points, 95 % interval {_points(pair.low)} to "
+        f"{_points(pair.high)}): average until more songs say otherwise."
+    )
+
+
+def _points(share: float) -> str:
+    """Percentage points with their sign; a rounded zero has none."""
+    text = f"{100 * share:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def show_fit(report: Mapping[str, Any], n_all: int) -> None:
+    """Print what was fitted."""
+    console = make_console()
+    where = "" if report["split"] is None else f" (split {report['split']})"
+    say(
+        console,
+        f"{report['method']} fitted on {report['n_songs']} of {n_all} songs{where}, "
+        f"{len(report['classes'])} classes.",
+    )
+    for reason, ids in report["left_out"].items():
+        say(console, f"Left out, {reason}: {len(ids)} ({shorten(ids, NAMED)}).")
+    for line in (report["report"] or "").splitlines():
+        say(console, line)
+    say(console, f"Written: {report['model']}")
+
+
+def make_console() -> Console:
+    """Standard output for tables: colour on a terminal alone, and no markup in users' names."""
+    import os
+
+    from rich.console import Console
+
+    plain = Console(markup=False, highlight=False, emoji=False)
+    if plain.is_terminal or "COLUMNS" in os.environ:
+        return plain
+    return Console(markup=False, highlight=False, emoji=False, width=_PIPE_WIDTH)
+
+
+def make_table(*headers: str, left: int = 1) -> Table:
+    """Table whose first `left` columns hold text and the others numbers."""
+    from rich import box
+    from rich.table import Table
+
+    style: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False}
+    table = Table(**style, padding=(0, 1, 0, 0), header_style="bold")
+    for i, header in enumerate(headers):
+        table.add_column(header, justify="left" if i < left else "right", overflow="fold")
+    return table
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print a paragraph, wrapped on a terminal and in one line elsewhere."""
+    console.print(printable(text), style=style, soft_wrap=not console.is_terminal)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Print warnings to standard error."""
+    for warning in warnings:
+        click.echo(f"seqagg: warning: {printable(warning)}", err=True)
+
+
+def printable(text: str) -> str:
+    """Text without what would steer a terminal, since labels and ids may hold anything."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def shorten(items: Sequence[Any], n: int) -> str:
+    """Join the first `n` items and say how many more there are."""
+    more = len(items) - n
+    return ", ".join(map(str, items[:n])) + (f" and {more} more" if more > 0 else "")
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value."""
+    click.echo(json.dumps(to_json(value), ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def to_json(value: Any) -> Any:
+    """Value as strict JSON has it: NaN and infinity are null."""
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)
