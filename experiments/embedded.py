@@ -17,8 +17,9 @@ import seqagg
 from experiments.caches import Cache, embedded_cache, few_songs
 from experiments.runs import QUICK, first_line, folder, parser
 from experiments.tables import interval, points
-from seqagg.benchmark import METHODS, BenchmarkResult
+from seqagg.benchmark import METHODS
 from seqagg.files import atomic_write
+from seqagg.results import BenchmarkResult
 
 NAME = "embedded"
 

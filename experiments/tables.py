@@ -6,8 +6,8 @@ A *cell* is one run of an experiment, named by the values of the table's keys: (
 seed), say. The table has the keys as columns, then ``metric`` and ``value``, one row per number.
 A second file, ``NAME_songs.parquet``, has one row per cell: which of the scored songs were right,
 and the group of each (null where each is its own). A cell with a null key sums up over it, and is
-computed anew from the others
-every time. What a cell was made from stands in the schema metadata under ``seqagg``, as JSON.
+computed anew from the others every time. What a cell was made from stands in the schema metadata
+under ``seqagg``, as JSON.
 """
 
 from __future__ import annotations
@@ -206,9 +206,9 @@ def mean_and_spread(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def points(share: float, sign: bool = False) -> str:
-    """Share in percent, with one decimal; -0.0 is 0.0."""
-    number = round(100 * share, 1) + 0.0
-    return f"{number:+.1f}" if sign else f"{number:.1f}"
+    """Share in percent, with one decimal and, unless it is 0.0, a sign where wanted."""
+    number = round(100 * share, 1) + 0.0  # -0.0 becomes 0.0
+    return f"{number:+.1f}" if sign and number else f"{number:.1f}"
 
 
 def interval(metrics: Mapping[str, float], name: str) -> str:

@@ -2,10 +2,9 @@
 
 Conventions
 -----------
-A *result table* has one row per method, fold and metric; fold null means all scored songs together.
 Every method is scored on the same songs, each of them once, and compared in pairs with the two
 baselines (mean of probabilities, mean of log-odds), which are computed whether or not they are
-asked for. Both tables carry their own provenance, as JSON in the schema metadata under ``seqagg``.
+asked for.
 
 Folds are drawn from the songs in the order of their names, so that the order in which they are
 given moves no song to another fold. Songs reach the methods in the order given.
@@ -13,31 +12,35 @@ given moves no song to another fold. Songs reach the methods in the order given.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
-import os
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from sklearn.base import clone
 
 from seqagg.aggregators import make_aggregator
 from seqagg.aggregators.base import Aggregator, _check_labels, _find_classes
 from seqagg.errors import ParameterError, SongError
-from seqagg.evaluation import Comparison, compare, evaluate, group_indices, holm
-from seqagg.files import atomic_write
+from seqagg.evaluation import compare, evaluate, group_indices, holm
 from seqagg.folds import grouped_folds
+from seqagg.results import (
+    METADATA_KEY,
+    PREDICTIONS,
+    BenchmarkResult,
+    ComparisonRow,
+    Row,
+    command_line,
+    comparison_rows,
+    results_table,
+    songs_checksum,
+    type_name,
+    versions,
+)
 from seqagg.songs import Songs
 
 Array = npt.NDArray[Any]
@@ -49,116 +52,10 @@ Progress = Callable[[int, int, str], object]
 METHODS = ("majority", "mean", "logodds", "hmm", "gru")
 BASELINES = ("mean", "logodds")
 
-RESULTS = pa.schema(
-    [
-        ("cache", pa.string()),
-        ("method", pa.string()),
-        ("fold", pa.int32()),
-        ("seed", pa.int64()),
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-    ]
-)
-PREDICTIONS = pa.schema(
-    [
-        ("song_id", pa.string()),
-        ("method", pa.string()),
-        ("fold", pa.int32()),
-        ("seed", pa.int64()),
-        ("label", pa.string()),
-        ("prediction", pa.string()),
-        ("proba", pa.list_(pa.float32())),
-    ]
-)
 
 _DEFAULT_FOLDS = 5
 _FEW_GROUPS = 20
 """Below so many, bootstrap intervals are noticeably too narrow."""
-
-_METADATA_KEY = b"seqagg"
-_PACKAGES = ("seqagg", "numpy", "scipy", "scikit-learn", "torch", "hmmlearn")
-
-
-@dataclass(frozen=True)
-class ComparisonRow:
-    """One method against one baseline, on all scored songs.
-
-    Attributes
-    ----------
-    method, baseline : str
-        What was compared: a and b of `Comparison`.
-    comparison : Comparison
-    holm_p : float
-        McNemar's p-value, adjusted for all methods compared with this baseline.
-    """
-
-    method: str
-    baseline: str
-    comparison: Comparison
-    holm_p: float
-
-
-@dataclass(frozen=True)
-class BenchmarkResult:
-    """What `benchmark` found.
-
-    Attributes
-    ----------
-    results : pyarrow.Table
-        Columns ``cache, method, fold, seed, metric, value``. Metrics are those of
-        `seqagg.evaluation.evaluate`, ``n_songs``, ``fit_seconds`` and ``predict_seconds``; over
-        all songs also, for each baseline, ``accuracy_minus_mean``, ``accuracy_minus_mean_low``,
-        ``accuracy_minus_mean_high``, ``wins_over_mean``, ``losses_to_mean``, ``mcnemar_p_mean``
-        and ``holm_p_mean``.
-    predictions : pyarrow.Table
-        Columns ``song_id, method, fold, seed, label, prediction, proba``; the order of the
-        probabilities is that of `classes`.
-    comparisons : tuple of ComparisonRow
-    classes : tuple of str
-    left_out : dict of str to tuple of str
-        Reason -> ids of the songs that were not used for it.
-    notes : tuple of str
-        What a reader of the numbers should know.
-    """
-
-    results: pa.Table
-    predictions: pa.Table
-    comparisons: tuple[ComparisonRow, ...]
-    classes: tuple[str, ...]
-    left_out: Mapping[str, tuple[str, ...]]
-    notes: tuple[str, ...]
-
-    def summary(self) -> list[dict[str, Any]]:
-        """Table to show: one row per method, metric -> value over all songs.
-
-        Beside the metrics of `results` a row has ``method`` and, where it was compared,
-        ``verdict_mean`` and ``verdict_logodds``.
-        """
-        rows: dict[str, dict[str, Any]] = {}
-        for row in self.results.to_pylist():
-            if row["fold"] is None:
-                found = rows.setdefault(row["method"], {"method": row["method"]})
-                found[row["metric"]] = row["value"]
-        for pair in self.comparisons:
-            rows[pair.method][f"verdict_{pair.baseline}"] = pair.comparison.verdict
-        return list(rows.values())
-
-    def write(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``results.parquet`` and ``predictions.parquet``, each whole or not at all.
-
-        Parameters
-        ----------
-        folder : path-like
-            Made if it is not there.
-
-        Raises
-        ------
-        OSError
-            When the folder cannot be written.
-        """
-        for name, table in (("results", self.results), ("predictions", self.predictions)):
-            with atomic_write(Path(folder) / f"{name}.parquet") as temporary:
-                pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def benchmark(
@@ -242,8 +139,8 @@ def benchmark(
     comparisons = _compare_all(shown, runs, problem, seed, n_resamples)
     notes += _group_notes(problem)
     provenance = {
-        "command": _command() if command is None else command,
-        "versions": _versions(),
+        "command": command_line() if command is None else command,
+        "versions": versions(),
         "cache": name,
         "checksum": songs_checksum(songs) if checksum is None else checksum,
         "seed": seed,
@@ -254,28 +151,18 @@ def benchmark(
         "left_out": {why: {"n": len(ids), "first": ids[:20]} for why, ids in left_out.items()},
         "notes": notes,
     }
-    metadata = {_METADATA_KEY: json.dumps(provenance, ensure_ascii=False, default=_type_name)}
+    metadata = {METADATA_KEY: json.dumps(provenance, ensure_ascii=False, default=type_name)}
     rows = [row for m in shown for row in _metric_rows(m, runs[m], problem)]
-    rows += [row for pair in comparisons for row in _comparison_rows(pair)]
+    rows += [row for pair in comparisons for row in comparison_rows(pair)]
     predictions = _predictions_table({m: runs[m] for m in shown}, problem, seed)
     return BenchmarkResult(
-        results=_results_table(rows, name, seed).replace_schema_metadata(metadata),
+        results=results_table(rows, name, seed).replace_schema_metadata(metadata),
         predictions=predictions.replace_schema_metadata(metadata),
         comparisons=comparisons,
         classes=problem.names,
         left_out=left_out,
         notes=tuple(notes),
     )
-
-
-def songs_checksum(songs: Songs) -> str:
-    """Hex sha256 of what the songs hold: scores, columns, kind, ids, labels, groups, split."""
-    names = ("columns", "kind", "task", "ids", "labels", "groups", "split")
-    head = {name: getattr(songs, name) for name in names}
-    digest = hashlib.sha256(json.dumps(head, default=_as_list).encode())
-    digest.update(songs.offsets.astype("<i8").tobytes())
-    digest.update(songs.values.astype("<f4").tobytes())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -520,7 +407,7 @@ def _run_all(
 
 def _run_fold(name: str, aggregator: Aggregator, problem: _Problem, fold: _Fold, run: _Run) -> None:
     started = time.perf_counter()
-    aggregator.fit(problem.songs[fold.train])
+    aggregator.fit(problem.songs[fold.train], groups=_groups_apart(problem, fold))
     fitted = time.perf_counter()
     test = problem.songs[fold.test]
     prediction = aggregator.predict(test)
@@ -531,6 +418,16 @@ def _run_fold(name: str, aggregator: Aggregator, problem: _Problem, fold: _Fold,
     run.probability[fold.test] = aggregator.predict_proba(test)
     run.fit_seconds.append(fitted - started)
     run.predict_seconds.append(predicted - fitted)
+
+
+def _groups_apart(problem: _Problem, fold: _Fold) -> Ints:
+    """Groups that a method must keep together when it tries itself on training songs.
+
+    It should meet there what it meets in the songs scored: new groups, or, where groups stand on
+    both sides of the split given, new songs of groups that it knows.
+    """
+    train, test = problem.groups[fold.train], problem.groups[fold.test]
+    return np.arange(len(train)) if np.isin(test, train).any() else train
 
 
 def _compare_all(
@@ -578,11 +475,8 @@ def _group_notes(problem: _Problem) -> list[str]:
 
 # Tables.
 
-_Row = tuple[str, int | None, str, float]
-"""Method, fold, metric, value."""
 
-
-def _metric_rows(method: str, run: _Run, problem: _Problem) -> Iterator[_Row]:
+def _metric_rows(method: str, run: _Run, problem: _Problem) -> Iterator[Row]:
     parts = [
         (fold.number, fold.test, [i])
         for i, fold in enumerate(problem.folds)
@@ -601,27 +495,6 @@ def _metric_rows(method: str, run: _Run, problem: _Problem) -> Iterator[_Row]:
         found["predict_seconds"] = sum(run.predict_seconds[i] for i in folds)
         for metric, value in found.items():
             yield method, number, metric, value
-
-
-def _comparison_rows(pair: ComparisonRow) -> Iterator[_Row]:
-    found, baseline = pair.comparison, pair.baseline
-    values = {
-        f"accuracy_minus_{baseline}": found.difference,
-        f"accuracy_minus_{baseline}_low": found.low,
-        f"accuracy_minus_{baseline}_high": found.high,
-        f"wins_over_{baseline}": found.wins_a,
-        f"losses_to_{baseline}": found.wins_b,
-        f"mcnemar_p_{baseline}": found.p_value,
-        f"holm_p_{baseline}": pair.holm_p,
-    }
-    for metric, value in values.items():
-        yield pair.method, None, metric, value
-
-
-def _results_table(rows: Sequence[_Row], cache: str, seed: int) -> pa.Table:
-    method, fold, metric, value = (list(column) for column in zip(*rows, strict=True))
-    n = len(rows)
-    return pa.table([[cache] * n, method, fold, [seed] * n, metric, value], schema=RESULTS)
 
 
 def _predictions_table(runs: Mapping[str, _Run], problem: _Problem, seed: int) -> pa.Table:
@@ -646,30 +519,3 @@ def _predictions_table(runs: Mapping[str, _Run], problem: _Problem, seed: int) -
         ]
         tables.append(pa.table(columns, schema=PREDICTIONS))
     return pa.concat_tables(tables)
-
-
-# Provenance.
-
-
-def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def _versions() -> dict[str, str | None]:
-    """Versions of what the numbers depend on, without importing any of it."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def _as_list(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
-
-
-def _type_name(value: Any) -> Any:
-    """Stand-in for a parameter in JSON; never an address, which no rerun would repeat."""
-    return value.item() if isinstance(value, np.generic) else type(value).__qualname__

@@ -37,7 +37,7 @@ from seqagg.terminal import (
 
 if TYPE_CHECKING:
     from seqagg.aggregators.base import Aggregator
-    from seqagg.benchmark import BenchmarkResult
+    from seqagg.results import BenchmarkResult
     from seqagg.songs import Songs
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from seqagg.benchmark import BenchmarkResult
     from seqagg.inspection import Inspection
+    from seqagg.results import BenchmarkResult
     from seqagg.songs import Songs
 
 _MOST_CLASSES = 30

@@ -18,9 +18,10 @@ import sklearn.metrics
 
 from seqagg import MeanLogOdds, MeanProbability, ParameterError, SongError, Songs, write_cache
 from seqagg.aggregators.base import Aggregator
-from seqagg.benchmark import BASELINES, BenchmarkResult, benchmark, songs_checksum
+from seqagg.benchmark import BASELINES, benchmark
 from seqagg.evaluation import compare, holm
 from seqagg.logodds import to_log_odds
+from seqagg.results import BenchmarkResult, songs_checksum
 
 AVERAGES = ("majority", "mean", "logodds")
 GENRES = ("blues", "jazz", "metal")

@@ -35,6 +35,7 @@ FLOW = [
     "aggregators.auto",
     "aggregators",
     "evaluation",
+    "results",
     "benchmark",
     "terminal",
     "cli",

@@ -1,0 +1,214 @@
+"""Temperatures and mixes against grids and scipy on independent code."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.optimize import minimize
+from scipy.special import softmax
+
+from seqagg.calibration import (
+    fit_inverse_temperature,
+    fit_mixture_weights,
+    negative_log_likelihood,
+)
+from tests.reference_models import loss_of_mix
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+def random_scores(n: int, scale: float, seed: int = 0) -> tuple[Floats, Ints]:
+    """Scores of three classes, right on most songs."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    return (np.eye(3)[y] + rng.normal(size=(n, 3))) * scale, y
+
+
+def labels_drawn_from(log_scores: Floats, seed: int = 0) -> Ints:
+    """One label per song, drawn from the softmax of its scores."""
+    rng = np.random.default_rng(seed)
+    return np.array([rng.choice(len(p), p=p) for p in softmax(log_scores, axis=1)])
+
+
+def cost_of_temperature(beta: float, scores: Floats, y: Ints) -> float:
+    return loss_of_mix([beta], [scores.tolist()], y.tolist()) + 0.5 * math.log(beta) ** 2
+
+
+def cost_of_mix(weights: Any, parts: Floats, y: Ints, around: Any) -> float:
+    loss = loss_of_mix(list(weights), parts.tolist(), y.tolist())
+    return loss + 0.5 * sum((w - a) ** 2 for w, a in zip(weights, around, strict=True))
+
+
+class TestNegativeLogLikelihood:
+    def test_against_a_loop(self) -> None:
+        scores, y = random_scores(20, scale=3.0)
+        expected = loss_of_mix([1.0], [scores.tolist()], y.tolist()) / 20
+        assert negative_log_likelihood(scores, y) == pytest.approx(expected, rel=1e-12)
+
+    def test_scores_without_opinion(self) -> None:
+        assert negative_log_likelihood(np.zeros((5, 4)), np.arange(5) % 4) == pytest.approx(
+            math.log(4)
+        )
+
+    def test_scores_beyond_the_range_of_exp(self) -> None:
+        scores = np.array([[0.0, 2000.0], [-3000.0, -1000.0]])
+        assert negative_log_likelihood(scores, np.array([1, 0])) == pytest.approx(1000)
+
+
+class TestInverseTemperature:
+    @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 1000.0])
+    @pytest.mark.parametrize("n", [5, 60])
+    def test_no_grid_point_is_better(self, scale: float, n: int) -> None:
+        scores, y = random_scores(n, scale)
+        found = fit_inverse_temperature(scores, y)
+        grid = np.exp(np.linspace(-9.9, 9.9, 800))
+        costs = [cost_of_temperature(beta, scores, y) for beta in grid]
+        assert cost_of_temperature(found, scores, y) <= min(costs) + 1e-9
+        assert abs(math.log(found / grid[np.argmin(costs)])) < 0.03
+
+    @pytest.mark.parametrize("beta", [0.05, 1.0, 4.0])
+    def test_finds_the_temperature_that_labels_were_drawn_at(self, beta: float) -> None:
+        scores, _ = random_scores(4000, scale=1 / beta)
+        y = labels_drawn_from(beta * scores)
+        assert fit_inverse_temperature(scores, y) == pytest.approx(beta, rel=0.07)
+
+    def test_a_constant_per_song_changes_nothing(self) -> None:
+        scores, y = random_scores(60, 1.0)
+        shifted = scores + np.random.default_rng(1).normal(0, 100, (60, 1))
+        expected = fit_inverse_temperature(scores, y)
+        assert fit_inverse_temperature(shifted, y) == pytest.approx(expected, rel=1e-6)
+
+    def test_finite_where_every_song_is_right(self) -> None:
+        """The more songs say so, the surer."""
+        found = []
+        for n in (3, 30, 300):
+            y = np.arange(n) % 3
+            beta = fit_inverse_temperature(np.eye(3)[y], y)
+            assert np.isfinite(beta)
+            # Where the pull of the prior, log(beta) / beta, is that of the songs.
+            wrong = 2 * math.exp(-beta) / (1 + 2 * math.exp(-beta))
+            assert n * wrong == pytest.approx(math.log(beta) / beta, rel=1e-3)
+            found.append(beta)
+        assert 1 < found[0] < found[1] < found[2] < 20
+
+    def test_never_turns_scores_round(self) -> None:
+        """Scores that are wrong on every song are not believed, but not negated either."""
+        y = np.arange(30) % 3
+        found = fit_inverse_temperature(-5 * np.eye(3)[y], y)
+        assert 0 < found < 0.1
+
+    def test_scores_without_opinion_stay_as_they_are(self) -> None:
+        found = fit_inverse_temperature(np.zeros((10, 3)), np.arange(10) % 3)
+        assert found == pytest.approx(1, abs=1e-5)
+
+    def test_nothing_to_learn_from(self) -> None:
+        assert fit_inverse_temperature(np.empty((0, 3)), np.empty(0, np.int64)) == 1
+        assert fit_inverse_temperature(np.ones((4, 1)), np.zeros(4, np.int64)) == 1
+
+
+def random_parts(n: int, scales: tuple[float, ...], seed: int = 0) -> tuple[Floats, Ints]:
+    """One part per scale; the first knows most of the labels, the last nothing."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    knows = np.linspace(1.0, 0.0, len(scales))
+    parts = [
+        scale * (k * np.eye(3)[y] + rng.normal(size=(n, 3)))
+        for scale, k in zip(scales, knows, strict=True)
+    ]
+    return np.stack(parts), y
+
+
+class TestMixture:
+    @pytest.mark.parametrize("n", [5, 60])
+    def test_no_grid_point_is_better(self, n: int) -> None:
+        parts, y = random_parts(n, (1.0, 2.0))
+        around = np.array([0.0, 1.0])
+        weights, loss = fit_mixture_weights(parts, y, around)
+        axis = np.linspace(0, 3, 31)
+        costs = [[cost_of_mix((a, b), parts, y, around) for b in axis] for a in axis]
+        assert n * loss <= np.min(costs) + 1e-6
+        best = np.unravel_index(np.argmin(costs), (31, 31))
+        assert_allclose(weights, axis[list(best)], rtol=0, atol=0.11)
+
+    @pytest.mark.parametrize("scales", [(1.0, 1.0, 1.0), (10.0, 1.0, 0.1), (0.1, 5.0, 30.0)])
+    @pytest.mark.parametrize("n", [6, 40])
+    def test_scipy_without_gradients_finds_nothing_better(
+        self, scales: tuple[float, ...], n: int
+    ) -> None:
+        parts, y = random_parts(n, scales)
+        around = np.array([0.0, 1.0, 0.0])
+        weights, loss = fit_mixture_weights(parts, y, around)
+        assert n * loss == pytest.approx(cost_of_mix(weights, parts, y, around), rel=1e-9)
+        found = minimize(
+            lambda w: cost_of_mix(w, parts, y, around),
+            weights,
+            method="Nelder-Mead",
+            bounds=[(0, None)] * 3,
+            options={"initial_simplex": weights + 0.3 * np.vstack([np.eye(3), np.ones(3)])},
+        )
+        assert n * loss <= found.fun + 1e-3
+
+    def test_perturbed_weights_are_worse(self) -> None:
+        parts, y = random_parts(40, (1.0, 1.0, 1.0))
+        around = np.array([0.0, 1.0, 0.0])
+        weights, loss = fit_mixture_weights(parts, y, around)
+        rng = np.random.default_rng(0)
+        for size in (0.01, 0.3):
+            for _ in range(20):
+                other = np.maximum(weights + rng.normal(0, size, 3), 0)
+                assert cost_of_mix(other, parts, y, around) > 40 * loss - 1e-6
+
+    def test_finds_the_mix_that_labels_were_drawn_from(self) -> None:
+        parts = np.random.default_rng(0).normal(0, 2, (3, 4000, 3))
+        true = np.array([0.3, 1.5, 0.0])
+        y = labels_drawn_from(np.tensordot(true, parts, axes=1))
+        weights, loss = fit_mixture_weights(parts, y, np.zeros(3))
+        assert_allclose(weights, true, rtol=0, atol=0.1)
+        expected = negative_log_likelihood(np.tensordot(true, parts, axes=1), y)
+        assert loss == pytest.approx(expected, rel=0.01)
+
+    def test_weights_are_never_negative(self) -> None:
+        """A part that is wrong on every song would deserve it."""
+        parts, y = random_parts(60, (1.0, 1.0))
+        parts[0] = -3 * np.eye(3)[y]
+        weights, _ = fit_mixture_weights(parts, y, np.array([0.5, 1.0]))
+        assert weights[0] == 0
+        assert weights[1] >= 0
+
+    def test_finite_where_every_song_is_right(self) -> None:
+        y = np.arange(300) % 3
+        parts = np.stack([np.eye(3)[y], 2 * np.eye(3)[y]])
+        weights, loss = fit_mixture_weights(parts, y, np.array([0.0, 1.0]))
+        assert (weights < 10).all()
+        assert 0 < loss < 0.1
+
+    def test_equal_parts_share(self) -> None:
+        scores, y = random_scores(50, 1.0)
+        weights, _ = fit_mixture_weights(np.stack([scores, scores]), y, np.zeros(2))
+        assert weights[0] == pytest.approx(weights[1], rel=1e-3)
+
+    def test_without_evidence_weights_stay_where_they_are(self) -> None:
+        around = np.array([0.3, 1.2])
+        weights, _ = fit_mixture_weights(np.zeros((2, 10, 3)), np.arange(10) % 3, around)
+        assert_allclose(weights, around, rtol=1e-9)
+
+    def test_a_constant_per_song_and_part_changes_nothing(self) -> None:
+        parts, y = random_parts(40, (1.0, 1.0))
+        shifted = parts + np.random.default_rng(1).normal(0, 100, (2, 40, 1))
+        expected, _ = fit_mixture_weights(parts, y, np.ones(2))
+        found, _ = fit_mixture_weights(shifted, y, np.ones(2))
+        assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+    def test_input_is_not_changed(self) -> None:
+        parts, y = random_parts(10, (1.0, 1.0))
+        around = np.ones(2)
+        before = parts.copy()
+        fit_mixture_weights(parts, y, around)
+        assert_array_equal(parts, before)
+        assert around.tolist() == [1, 1]
