@@ -32,7 +32,7 @@ from experiments.runs import (
     METHODS,
     Run,
     add_data,
-    add_methods,
+    add_runs,
     first_line,
     folder,
     parser,
@@ -86,9 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Compute what is missing, then table, picture and answer."""
     made = parser(__doc__, NAME)
     add_data(made)
-    add_methods(made, METHODS)
+    add_runs(made, METHODS)
     made.add_argument("--seeds", type=int, default=None, help="default: 10")
-    made.add_argument("--again", action="store_true", help="compute what is there already, too")
     options = made.parse_args(arguments)
     print(first_line(__doc__))
     caches = find_caches(options.data, options.quick)
@@ -96,10 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = folder(options)
     results = Results(out / f"{NAME}.parquet", KEYS)
     drop_changed(results, caches)
-    runs = list(plan(caches, options.methods, n_seeds, options.quick))
-    if options.again:
-        results.drop(run.cell for run in runs)
-    run_all(runs, results, options.jobs)
+    run_all(plan(caches, options.methods, n_seeds, options.quick), results, options)
     results.sum_up(summaries(results))
     ranks = mean_ranks(results)
     results.about = {"question": first_line(__doc__), "answer": answer(results, ranks)}

@@ -33,7 +33,7 @@ from scipy.special import log_softmax, logsumexp
 from experiments.runs import (
     METHODS,
     Run,
-    add_methods,
+    add_runs,
     first_line,
     folder,
     parser,
@@ -131,7 +131,7 @@ LAWS: Mapping[str, Callable[[], Law]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compute what is missing, then table, picture and answer."""
     made = parser(__doc__, NAME)
-    add_methods(made, METHODS)
+    add_runs(made, METHODS)
     made.add_argument("--draws", type=int, default=None, help="default: 3")
     options = made.parse_args(arguments)
     print(first_line(__doc__))
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     n_draws = options.draws or (1 if options.quick else 3)
     out = folder(options)
     results = Results(out / f"{NAME}.parquet", KEYS)
-    run_all(plan(options.methods, sizes, n_test, n_draws, options.quick), results, options.jobs)
+    run_all(plan(options.methods, sizes, n_test, n_draws, options.quick), results, options)
     results.sum_up(summaries(results))
     results.about = {"question": first_line(__doc__), "answer": answer(results)}
     results.write()

@@ -32,7 +32,7 @@ import pyarrow as pa
 
 from experiments.runs import (
     Run,
-    add_methods,
+    add_runs,
     first_line,
     folder,
     one_thread,
@@ -100,7 +100,7 @@ QUICK_SETTING = Setting(n_train=32, n_test=60, n_features=16, n_frames=10)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compute what is missing, then table, picture and answer."""
     made = parser(__doc__, NAME)
-    add_methods(made, (BASELINE, *LEARNT))
+    add_runs(made, (BASELINE, *LEARNT))
     made.add_argument("--draws", type=int, default=None, help="default: 5")
     options = made.parse_args(arguments)
     print(first_line(__doc__))
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     n_draws = options.draws or (1 if options.quick else 5)
     out = folder(options)
     results = Results(out / f"{NAME}.parquet", KEYS)
-    run_all(plan(options.methods, setting, n_draws, options.quick), results, options.jobs)
+    run_all(plan(options.methods, setting, n_draws, options.quick), results, options)
     results.sum_up(summaries(results))
     results.about = {"question": first_line(__doc__), "answer": answer(results)}
     results.write()

@@ -22,9 +22,10 @@ import pyarrow as pa
 
 from experiments.caches import Cache, find_caches
 from experiments.runs import (
+    METHODS,
     Run,
     add_data,
-    add_methods,
+    add_runs,
     first_line,
     folder,
     parser,
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Compute what is missing, then table, picture and answer."""
     made = parser(__doc__, NAME)
     add_data(made)
-    add_methods(made, (BASELINE, *LEARNT))
+    add_runs(made, (BASELINE, *LEARNT))
     made.add_argument("--draws", type=int, default=None, help="default: 5")
     options = made.parse_args(arguments)
     print(first_line(__doc__))
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for cache in caches:
         own = results.matching(cache=cache.name)
         results.drop(c for c in own if results.source(c)["checksum"] != cache.checksum)
-    run_all(plan(caches, options.methods, n_draws, options.quick), results, options.jobs)
+    run_all(plan(caches, options.methods, n_draws, options.quick), results, options)
     results.sum_up(summaries(results))
     results.about = {"question": first_line(__doc__), "answer": answer(results)}
     results.write()
@@ -113,8 +114,8 @@ def draw_subset(songs: Songs, size: int, draw: int) -> Ints:
     """Positions of at least `size` training songs: whole groups, in an order drawn once.
 
     A smaller subset of the same draw is part of a larger one. One group of each class comes
-    first, so that no class is missing. Where groups are on both sides of the split anyway (the
-    same speakers, by a collection's design) single songs are drawn.
+    first and is always in, so that no class is missing. Where groups are on both sides of the
+    split anyway (the same speakers, by a collection's design) single songs are drawn.
     """
     train = _train(songs)
     units = _units(songs)[train]
@@ -128,8 +129,9 @@ def draw_subset(songs: Songs, size: int, draw: int) -> Ints:
         rank[own[int(np.argmin(rank[own]))]] -= len(rank)  # before all others
     by_rank = np.argsort(rank[units], kind="stable")
     ends = np.flatnonzero(np.diff(rank[units][by_rank], append=len(rank))) + 1
-    enough = min(int(np.searchsorted(ends, size)), len(ends) - 1)
-    return np.sort(train[by_rank[: int(ends[enough])]])
+    n_first = int((rank[np.unique(units)] < 0).sum())
+    n_units = max(n_first, int(np.searchsorted(ends, size)) + 1)
+    return np.sort(train[by_rank[: int(ends[min(n_units, len(ends)) - 1])]])
 
 
 def with_split(cache: Cache) -> Cache:
@@ -215,7 +217,7 @@ def draw(path: Path, results: Results) -> None:
     panels = []
     for cache in results.summed("cache"):
         lines = {}
-        for method in results.summed("method"):
+        for method in (m for m in METHODS if m in results.summed("method")):
             rows = [row for _, row in curve(results, cache, method)]
             columns: dict[str, list[Any]] = {
                 name: [row[name] for row in rows]

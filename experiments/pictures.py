@@ -47,7 +47,7 @@ _STYLE: dict[Any, Any] = {
 class Line:
     """Accuracy of a method against the number of training songs, with a band around it."""
 
-    songs: Sequence[int]
+    songs: Sequence[float]
     accuracy: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
@@ -106,7 +106,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         axes.axhline(100 * panel.limit, color="#000000", linestyle=":", label="limit")
     sizes = sorted({n for line in panel.lines.values() for n in line.songs})
     axes.set_xscale("log")
-    axes.set_xticks(sizes, [f"{n:,}" for n in sizes])
+    axes.set_xticks(sizes, [f"{n:,.0f}" for n in sizes], fontsize=7)
     axes.set_xticks([], minor=True)
     axes.set_title(panel.title, fontsize=9)
     axes.set_xlabel("training songs")

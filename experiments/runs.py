@@ -93,7 +93,6 @@ def parser(doc: str | None, prog: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(f"python -m experiments.{prog}", description=first_line(doc))
     made.add_argument("--out", type=Path, metavar="DIR", help="where results are kept")
     made.add_argument("--quick", action="store_true", help="a few songs, to see that it runs")
-    made.add_argument("--jobs", type=int, default=1, help="processes; the result is the same")
     return made
 
 
@@ -102,11 +101,13 @@ def add_data(made: argparse.ArgumentParser) -> None:
     made.add_argument("--data", type=Path, metavar="FOLDER", help="a folder of caches")
 
 
-def add_methods(made: argparse.ArgumentParser, default: Sequence[str]) -> None:
-    """Option that chooses methods."""
+def add_runs(made: argparse.ArgumentParser, default: Sequence[str]) -> None:
+    """Options of the experiments that make runs of several methods."""
+    made.add_argument("--jobs", type=int, default=1, help="processes; the result is the same")
+    made.add_argument("--again", action="store_true", help="compute what is there already, too")
     made.add_argument(
         "--methods",
-        type=lambda text: [name.strip() for name in text.split(",")],
+        type=_method_names,
         default=list(default),
         metavar="A,B,...",
         help=f"default: {','.join(default)}",
@@ -165,11 +166,12 @@ def score(songs: Songs, method: str, seed: int, quick: bool) -> Outcome:
     )
 
 
-def run_all(runs: Iterable[Run], results: Results, jobs: int = 1) -> None:
+def run_all(runs: Iterable[Run], results: Results, options: argparse.Namespace) -> None:
     """Compute the runs that the table does not have, writing it after each."""
-    missing = [run for run in runs if not results.has(run.cell, run.source)]
+    missing = [run for run in runs if options.again or not results.has(run.cell, run.source)]
     started = time.perf_counter()
-    outcomes = _one_by_one(missing) if jobs == 1 else _side_by_side(missing, jobs)
+    one = options.jobs == 1
+    outcomes = _one_by_one(missing) if one else _side_by_side(missing, options.jobs)
     for done, (run, outcome) in enumerate(outcomes, start=1):
         results.add(run.cell, outcome, run.source)
         results.write()
@@ -191,6 +193,14 @@ def one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def _method_names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in METHODS:
+            raise argparse.ArgumentTypeError(f"no method {name}; there are {', '.join(METHODS)}")
+    return names
 
 
 def _parameters(method: str, quick: bool) -> Mapping[str, Any]:

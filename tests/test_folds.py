@@ -11,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from seqagg.aggregators.stacking import StackingAggregator
+from seqagg import Songs
+from seqagg.aggregators.base import Aggregator, OnEmpty
+from seqagg.errors import SongError
 from seqagg.folds import Fold, grouped_folds
+from seqagg.kernels.segments import segment_mean
 from tests.conftest import order_songs
 
 Ints = npt.NDArray[np.int64]
@@ -73,7 +76,7 @@ class TestGroupedFolds:
         groups = np.arange(30) // 10
         folds = grouped_folds(np.arange(30) % 3, groups, 5, seed=0)
         assert len(folds) == 3
-        assert sorted(set(groups[held].tolist()) == {k} for k, (_, held) in enumerate(folds))
+        assert sorted(sorted(set(groups[held].tolist())) for _, held in folds) == [[0], [1], [2]]
         assert_partition(folds, 30)
 
     @pytest.mark.parametrize("n", [1, 10])
@@ -101,52 +104,83 @@ class TestGroupedFolds:
             assert_array_equal(a[1], b[1])
 
 
+class Spy(Aggregator):
+    """Keeps the groups that `fit` hands to a method."""
+
+    def __init__(self, *, on_empty: OnEmpty = "error") -> None:
+        self.on_empty = on_empty
+
+    def _fit(self, songs: Songs, y: Ints, groups: Ints) -> None:
+        self.groups_ = groups
+
+    def _log_scores(self, songs: Songs) -> npt.NDArray[np.float64]:
+        return segment_mean(songs.values, songs.offsets)
+
+
 class TestGroupsOfSongs:
-    """Which groups a method keeps whole inside `fit`, told by the weights that it then finds."""
+    """Which groups a method keeps whole inside `fit`."""
 
-    SPEAKER = np.array([f"speaker {i // 4}" for i in range(48)])
-    KEPT = (np.arange(48) // 4) % 3
-    CUT = np.arange(48) % 4
+    SPEAKER = np.array([f"speaker {i // 4}" for i in range(24)])
+    TOGETHER = (np.arange(24) // 4).tolist()
+    ALONE = np.arange(24).tolist()
+    KEPT = (np.arange(24) // 4) % 3
+    CUT = np.arange(24) % 4
 
-    def weights(self, groups: Any = None, **fields: Any) -> list[float]:
-        model = StackingAggregator(random_state=3)
-        model.fit(order_songs(48).replace(**fields), groups=groups)
-        return list(model.weights_)
+    def groups(self, explicit: Any = None, **carried: Any) -> list[int]:
+        """Groups that a method sees, when some are given to `fit` and some come with the songs."""
+        return Spy().fit(order_songs(24).replace(**carried), groups=explicit).groups_.tolist()
 
-    def test_grouped_and_ungrouped_differ(self) -> None:
-        """Without this the tests below would say nothing."""
-        assert self.weights(groups=self.SPEAKER) != self.weights()
+    def test_none(self) -> None:
+        assert self.groups() == self.ALONE
+        assert self.groups(fold=self.KEPT) == self.ALONE
 
-    def test_groups_come_with_the_songs(self) -> None:
-        assert self.weights(groups=self.SPEAKER) == self.weights(groups=self.SPEAKER)
+    def test_explicit(self) -> None:
+        assert self.groups(self.SPEAKER) == self.TOGETHER
+        assert self.groups(self.SPEAKER.tolist()) == self.TOGETHER
 
-    def test_groups_that_the_frame_classifier_kept_whole(self) -> None:
-        found = self.weights_with_fold(self.KEPT)
-        assert found == self.weights(groups=self.SPEAKER)
+    def test_with_the_songs(self) -> None:
+        assert self.groups(groups=self.SPEAKER) == self.TOGETHER
 
-    def test_groups_that_the_frame_classifier_cut_are_not_kept(self) -> None:
+    def test_explicit_ones_replace_those_of_the_songs(self) -> None:
+        assert self.groups(["a", "b"] * 12, groups=self.SPEAKER) == [0, 1] * 12
+
+    def test_that_the_frame_classifier_kept_whole(self) -> None:
+        assert self.groups(groups=self.SPEAKER, fold=self.KEPT) == self.TOGETHER
+
+    def test_that_the_frame_classifier_cut(self) -> None:
         """Its averages of held-out songs have heard the speakers, so the methods may as well."""
-        assert self.weights_with_fold(self.CUT) == self.weights()
+        assert self.groups(groups=self.SPEAKER, fold=self.CUT) == self.ALONE
 
-    def test_explicit_groups_always_are(self) -> None:
-        songs = order_songs(48).replace(groups=self.SPEAKER, fold=self.CUT)
-        model = StackingAggregator(random_state=3).fit(songs, groups=self.SPEAKER)
-        assert list(model.weights_) == self.weights(groups=self.SPEAKER)
+    def test_one_cut_group_is_enough(self) -> None:
+        fold = self.KEPT.copy()
+        fold[0] += 1
+        assert self.groups(groups=self.SPEAKER, fold=fold) == self.ALONE
 
     def test_songs_that_no_fold_scored_do_not_cut(self) -> None:
         fold = self.KEPT.copy()
         fold[::4] = -1
-        assert self.weights_with_fold(fold) == self.weights(groups=self.SPEAKER)
+        assert self.groups(groups=self.SPEAKER, fold=fold) == self.TOGETHER
+        assert self.groups(groups=self.SPEAKER, fold=np.full(24, -1)) == self.TOGETHER
 
-    def test_a_song_without_a_group_is_its_own(self) -> None:
-        """Whether it is written None or NaN."""
-        some: list[Any] = self.SPEAKER.tolist()
-        some[8:] = [None] * 40
-        unique = [*some[:8], *(f"alone {i}" for i in range(40))]
-        nan = [*some[:8], *[float("nan")] * 40]
-        assert self.weights(groups=some) == self.weights(groups=unique)
-        assert self.weights(groups=nan) == self.weights(groups=unique)
+    def test_explicit_ones_are_kept_whatever_the_folds(self) -> None:
+        for fold in (self.CUT, self.KEPT):
+            assert self.groups(self.SPEAKER, groups=self.SPEAKER, fold=fold) == self.TOGETHER
 
-    def weights_with_fold(self, fold: Ints) -> list[float]:
-        songs = order_songs(48).replace(groups=self.SPEAKER, fold=fold)
-        return list(StackingAggregator(random_state=3).fit(songs).weights_)
+    @pytest.mark.parametrize("nothing", [None, float("nan")])
+    def test_a_song_without_a_group_is_its_own(self, nothing: Any) -> None:
+        some = ["speaker 0", nothing, "speaker 0", nothing, *["speaker 1"] * 20]
+        assert self.groups(some) == [0, 1, 0, 2, *[3] * 20]
+
+    def test_songs_without_frames_take_their_groups_along(self) -> None:
+        songs = order_songs(6)
+        emptied = Songs.from_arrays(
+            [np.empty((0, 3)) if i == 1 else array for i, array in enumerate(songs)],
+            columns=songs.columns,
+            labels=songs.labels,
+        )
+        model = Spy(on_empty="prior").fit(emptied, groups=["a", "b", "c", "c", "d", "d"])
+        assert model.groups_.tolist() == [0, 2, 2, 3, 3]
+
+    def test_as_many_as_songs(self) -> None:
+        with pytest.raises(SongError, match=r"^23 groups for 24 songs"):
+            self.groups(self.SPEAKER[1:])

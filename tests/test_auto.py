@@ -1,0 +1,293 @@
+"""The choice between averaging and a blend of the learnt methods."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.metrics import log_loss
+
+from seqagg import Songs, load
+from seqagg.aggregators import make_aggregator
+from seqagg.aggregators.auto import AutoAggregator, _paired_gain
+from seqagg.errors import ParameterError
+from tests import reference_models
+from tests.conftest import COLUMNS, frames_of, integer_labels, order_free_songs, order_songs
+
+Floats = npt.NDArray[np.float64]
+
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "hmm": {"n_states": 3, "covariance_type": "diag", "topology": "left-right", "n_iter": 5},
+    "gru": {"epochs": 3, "hidden_size": 8},
+}
+
+TAGS = ("guitar", "piano", "voice")
+
+
+def auto(*methods: str, **settings: Any) -> AutoAggregator:
+    chosen = {name: PARAMETERS[name] for name in methods if name in PARAMETERS}
+    return AutoAggregator(methods=methods, parameters=chosen, **settings)
+
+
+def blend_by_hand(model: AutoAggregator, train: Songs, queries: Songs) -> Floats:
+    """Weighted sum of the log probabilities of the methods, each fitted on its own."""
+    total = np.zeros((len(queries), 3))
+    for name, weight in model.weights_.items():
+        alone = make_aggregator(name, **PARAMETERS.get(name, {})).fit(train)
+        assert alone.classes_.tolist() == model.classes_.tolist()
+        total += weight * alone.predict_log_proba(queries)
+    return total
+
+
+def noisy_order_free_songs(n: int, seed: int) -> Songs:
+    """Frames normal about the class: the highest mean is the best answer there is."""
+    return order_free_songs(n, seed, gap=0.7)
+
+
+class TestChoice:
+    def test_averaging_where_order_says_nothing(self) -> None:
+        """By chance one in six sets of songs seems to gain more than a standard error."""
+        kept = []
+        for seed in range(6):
+            model = auto("stack").fit(noisy_order_free_songs(45, seed))
+            averages = set(model.weights_) <= {"mean", "logodds"}
+            kept.append(averages)
+            last = model.fit_report_.splitlines()[-1]
+            if averages:
+                (average,) = model.weights_
+                assert model.weights_ == {average: 1.0}
+                assert last.endswith(f"{average} is kept")
+            else:
+                assert last.endswith("it is used")
+        assert sum(kept) >= 4
+
+    def test_the_kept_average_answers(self) -> None:
+        songs, queries = noisy_order_free_songs(45, 0), noisy_order_free_songs(30, 9)
+        model = auto("hmm", "gru", n_errors=math.inf).fit(songs)
+        (average,) = model.weights_
+        alone = make_aggregator(average).fit(songs)
+        assert model.predict(queries).tolist() == alone.predict(queries).tolist()
+        assert_allclose(model.decision_function(queries), alone.predict_log_proba(queries))
+
+    def test_the_better_average_is_kept(self) -> None:
+        """Frames so sure that they are wrong at times: one outweighs all others in log-odds."""
+        rng = np.random.default_rng(0)
+
+        def outlier_songs(n: int) -> Songs:
+            songs = noisy_order_free_songs(n, int(rng.integers(1000)))
+            values = songs.values.copy()
+            hit = rng.random(len(values)) < 0.15
+            values[hit, rng.integers(0, 3, hit.sum())] = 40.0
+            return songs.replace(values=values)
+
+        model = auto("stack", n_errors=math.inf).fit(outlier_songs(60))
+        assert model.weights_ == {"mean": 1.0}
+
+    def test_the_blend_where_order_matters(self) -> None:
+        songs, unseen = order_songs(45), order_songs(60, seed=1)
+        model = auto("hmm", "gru", "stack").fit(songs)
+        assert {"hmm", "stack"} & set(model.weights_)
+        assert model.fit_report_.endswith("it is used")
+        assert model.score(unseen) > 0.9
+        averages = [make_aggregator(name).fit(songs).score(unseen) for name in ("mean", "logodds")]
+        assert max(averages) < 0.5
+
+    def test_the_blend_is_the_weighted_sum_of_its_methods(self) -> None:
+        songs, queries = order_songs(45), order_songs(12, seed=1)
+        model = auto("hmm", "stack").fit(songs)
+        assert len(model.weights_) >= 2
+        expected = blend_by_hand(model, songs, queries)
+        assert_allclose(model.decision_function(queries), expected, rtol=1e-6, atol=1e-6)
+
+    def test_a_useless_method_is_left_out(self) -> None:
+        """Three epochs of a tiny network are averaging, give or take nothing."""
+        model = auto("hmm", "gru", "stack").fit(order_songs(45))
+        assert set(model.candidates_) == set(model.weights_)
+        assert min(model.weights_.values()) >= 0.01
+        assert not set(model.weights_) > {"mean", "logodds"}
+
+    def test_how_many_standard_errors_is_up_to_the_user(self) -> None:
+        songs = order_songs(45)
+        careful = auto("stack", n_errors=1e6).fit(songs)
+        assert set(careful.weights_) <= {"mean", "logodds"}
+        careless = auto("stack", n_errors=-1e6).fit(noisy_order_free_songs(45, 0))
+        assert careless.fit_report_.endswith("it is used")
+
+    def test_every_method_and_its_loss_are_in_the_report(self) -> None:
+        model = auto("stack", "hmm").fit(order_songs(30))
+        lines = model.fit_report_.splitlines()
+        assert [line.partition(":")[0] for line in lines[:-1]] == [
+            "mean",
+            "logodds",
+            "stack",
+            "hmm",
+            "blend",
+        ]
+        assert all("held-out loss " in line for line in lines[:-1])
+        mix = " + ".join(f"{w:.2f} {name}" for name, w in model.weights_.items())
+        assert lines[-2].endswith(mix)
+
+    def test_losses_in_the_report_are_of_songs_held_out(self) -> None:
+        """Labels drawn at random: a stack that had seen them would be far below chance."""
+        rng = np.random.default_rng(0)
+        songs = order_songs(60).replace(labels=rng.choice(COLUMNS, 60))
+        model = auto("stack").fit(songs)
+        losses = [float(line.split()[3]) for line in model.fit_report_.splitlines()[:3]]
+        assert min(losses) > 0.9 * math.log(3)
+
+    def test_the_seed_reaches_every_method(self) -> None:
+        model = auto("hmm", "stack", random_state=7).fit(order_songs(30))
+        learnt = [m for name, m in model.candidates_.items() if name not in ("mean", "logodds")]
+        assert learnt
+        assert all(m.random_state == 7 for m in learnt)
+        own = AutoAggregator(methods=("stack",), parameters={"stack": {"random_state": 3}})
+        assert own.fit(order_songs(30)).candidates_["stack"].random_state == 3
+
+
+class TestColumnsThatAreNoClasses:
+    def test_there_is_no_average_to_keep(self) -> None:
+        songs, unseen = (order_songs(n, seed=n).replace(columns=TAGS) for n in (45, 60))
+        model = auto("hmm", "stack").fit(songs)
+        assert model.classes_.tolist() == list(COLUMNS)
+        assert set(model.weights_) <= {"hmm", "stack"}
+        assert "kept" not in model.fit_report_
+        assert "mean:" not in model.fit_report_
+        assert model.score(unseen) > 0.9
+
+    def test_blend(self) -> None:
+        songs, queries = (order_songs(n, seed=n).replace(columns=TAGS) for n in (45, 9))
+        model = auto("hmm", "stack").fit(songs)
+        expected = blend_by_hand(model, songs, queries)
+        assert_allclose(model.decision_function(queries), expected, rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("n_columns", [2, 5])
+    def test_as_many_columns_as_there_are(self, n_columns: int) -> None:
+        rng = np.random.default_rng(0)
+        songs = order_songs(45)
+        values = np.hstack([songs.values, rng.normal(size=(len(songs.values), 2))])[:, :n_columns]
+        tags = [f"tag {j}" for j in range(n_columns)]
+        model = auto("stack").fit(songs.replace(values=values, columns=tags))
+        assert model.predict_proba(songs.replace(values=values, columns=tags)).shape == (45, 3)
+
+    def test_integers_that_are_no_columns(self) -> None:
+        songs, unseen = order_songs(45), order_songs(30, seed=1)
+        y = 100 * integer_labels(songs)
+        model = auto("stack").fit(songs.replace(columns=TAGS), y)
+        assert model.classes_.tolist() == [0, 100, 200]
+        found = model.predict(unseen.replace(columns=TAGS))
+        assert np.mean(found == 100 * integer_labels(unseen)) > 0.9
+
+
+class TestInput:
+    def test_a_class_seen_by_no_song_gets_little(self) -> None:
+        songs = order_songs(45)
+        seen = songs[integer_labels(songs) != 1]
+        model = auto("hmm", "stack").fit(seen)
+        proba = model.predict_proba(songs)
+        assert (proba[:, 1] > 0).all()
+        assert proba[:, 1].max() < 0.2
+
+    def test_groups_are_kept_together_inside(self) -> None:
+        arrays, labels, albums = reference_models.songs_of_albums(24, 4, seed=0)
+        songs = Songs.from_arrays(arrays, columns=[f"tag {j}" for j in range(4)], labels=labels)
+        strange, unknown, _ = reference_models.songs_of_albums(60, 1, seed=1)
+        fooled = auto("stack").fit(songs)
+        aware = auto("stack").fit(songs, groups=albums)
+        losses = [log_loss(unknown, model.predict_proba(strange)) for model in (fooled, aware)]
+        assert losses[0] > 1.5 * math.log(3)
+        assert losses[1] < 1.25 * math.log(3)
+
+    def test_errors_are_per_group(self) -> None:
+        """The same songs, each three times over, are no more evidence than once."""
+        songs = order_songs(30)
+        thrice = Songs.from_arrays(
+            frames_of(songs) * 3, columns=COLUMNS, labels=songs.labels.tolist() * 3
+        )
+        groups = list(range(30)) * 3
+
+        def error(model: AutoAggregator) -> float:
+            return float(model.fit_report_.splitlines()[-1].split("error of ")[1].split(":")[0])
+
+        grouped, alone = auto("stack").fit(thrice, groups=groups), auto("stack").fit(thrice)
+        assert error(grouped) > 1.3 * error(alone)
+
+    def test_saved_and_loaded(self, tmp_path: Path) -> None:
+        queries = order_songs(9, seed=1)
+        model = auto("hmm", "gru", "stack").fit(order_songs(45))
+        model.save(tmp_path / "auto.safetensors")
+        loaded = load(tmp_path / "auto.safetensors")
+        assert loaded.weights_ == model.weights_
+        assert loaded.fit_report_ == model.fit_report_
+        assert list(loaded.candidates_) == list(model.candidates_)
+        assert_allclose(
+            loaded.predict_log_proba(queries), model.predict_log_proba(queries), rtol=1e-6
+        )
+
+
+class TestParameters:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"methods": "hmm"}, "methods must be a list of names"),
+            ({"methods": ()}, "methods must be a list of names"),
+            ({"methods": ("stack", "auto")}, "auto cannot choose itself"),
+            ({"methods": ("polka",)}, "no method 'polka'"),
+            ({"methods": ("gru",), "parameters": {"gru": {"units": 3}}}, "no parameter units"),
+            ({"methods": ("stack",), "parameters": {"gruu": {"epochs": 3}}}, "gruu"),
+            ({"on_empty": "skip"}, "on_empty='skip'"),
+        ],
+    )
+    def test_refused(self, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(ParameterError, match=message):
+            AutoAggregator(**settings).fit(order_songs(6))
+
+    def test_a_parameter_out_of_range_names_itself(self) -> None:
+        model = AutoAggregator(methods=("stack",), parameters={"stack": {"n_parts": 0}})
+        with pytest.raises(ParameterError, match="^n_parts=0 "):
+            model.fit(order_songs(6))
+
+    def test_a_list_of_methods_will_do(self) -> None:
+        one = AutoAggregator(methods=["stack"]).fit(order_songs(30))
+        other = AutoAggregator(methods=("stack",)).fit(order_songs(30))
+        assert one.weights_ == other.weights_
+
+
+class TestPairedGain:
+    def test_against_a_loop(self) -> None:
+        rng = np.random.default_rng(0)
+        before, after = rng.normal(size=(2, 50))
+        for groups in (np.arange(50), np.arange(50) // 4, rng.integers(0, 9, 50)):
+            found = _paired_gain(before, after, groups)
+            expected = reference_models.paired_gain_by_loop(
+                before.tolist(), after.tolist(), groups.tolist()
+            )
+            assert_allclose(found, expected, rtol=1e-12)
+
+    def test_by_hand(self) -> None:
+        before, after = np.array([3.0, 1.0, 2.0, 2.0]), np.array([1.0, 1.0, 0.0, 0.0])
+        # Gains 2, 0, 2, 2: mean 1.5, less that 0.5, -1.5, 0.5, 0.5.
+        gain, error = _paired_gain(before, after, np.arange(4))
+        assert (gain, error) == pytest.approx((1.5, math.sqrt(3) / 4))
+        gain, error = _paired_gain(before, after, np.array([0, 0, 1, 1]))
+        assert (gain, error) == pytest.approx((1.5, math.sqrt(2) / 4))
+
+    def test_error_is_that_of_the_mean_where_songs_are_alone(self) -> None:
+        rng = np.random.default_rng(0)
+        before = rng.normal(size=200)
+        _, error = _paired_gain(before, np.zeros(200), np.arange(200))
+        assert error == pytest.approx(before.std() / math.sqrt(200))
+
+    def test_no_gain_has_no_error(self) -> None:
+        losses = np.arange(6.0)
+        assert _paired_gain(losses, losses, np.arange(6)) == (0, 0)
+
+
+def test_fitting_twice_gives_the_same_bits() -> None:
+    songs, queries = order_songs(30), order_songs(9, seed=1)
+    one, other = (auto("hmm", "stack").fit(songs).predict_log_proba(queries) for _ in range(2))
+    assert_array_equal(one, other)
