@@ -82,15 +82,20 @@ def fit_mixture_weights(parts: Floats, y: Ints, around: Floats) -> tuple[Floats,
         Negative log likelihood per song, in nats, prior included.
     """
     songs = np.arange(len(y))
+    # The search goes in units in which all parts spread alike; the prior stays where it was.
+    spread = parts.std(axis=(1, 2))
+    unit = 1 / np.where(spread > 0, spread, 1.0)
+    scaled = parts * unit[:, None, None]
 
-    def cost(weights: Floats) -> tuple[float, Floats]:
-        log_p = log_softmax(np.tensordot(weights, parts, axes=1), axis=1)
+    def cost(steps: Floats) -> tuple[float, Floats]:
+        log_p = log_softmax(np.tensordot(steps, scaled, axes=1), axis=1)
         surplus = np.exp(log_p)
         surplus[songs, y] -= 1
-        slope = np.tensordot(parts, surplus, axes=([1, 2], [0, 1]))
-        off = weights - around
+        slope = np.tensordot(scaled, surplus, axes=([1, 2], [0, 1]))
+        off = steps * unit - around
         loss = -log_p[songs, y].sum() + 0.5 * off @ off
-        return loss / len(y), (slope + off) / len(y)
+        return loss / len(y), (slope + unit * off) / len(y)
 
-    found = minimize(cost, around, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(parts))
-    return np.asarray(found.x), float(found.fun)
+    bounds = [(0, None)] * len(parts)
+    found = minimize(cost, around / unit, jac=True, method="L-BFGS-B", bounds=bounds)
+    return np.asarray(found.x * unit), float(found.fun)

@@ -187,3 +187,22 @@ def songs_of_albums(
             labels.append(("blues", "jazz", "metal")[album % 3])
             albums.append(f"album {seed}-{album}")
     return arrays, labels, albums
+
+
+def songs_of_varied_noise(n: int, seed: int) -> tuple[list[Floats], list[str]]:
+    """Independent normal frames about the class, whose spread is drawn anew for each song.
+
+    The highest mean is the best answer there is.
+
+    Returns
+    -------
+    arrays : list of ndarray of shape (n_frames_i, 6)
+    labels : list of str, "c0" to "c5"
+    """
+    rng = np.random.default_rng(seed)
+    arrays = []
+    for i in range(n):
+        frames = rng.normal(size=(rng.integers(8, 16), 6)) * rng.lognormal(0, 0.5)
+        frames[:, i % 6] += 0.7
+        arrays.append(frames)
+    return arrays, [f"c{i % 6}" for i in range(n)]

@@ -567,15 +567,8 @@ class TestFiles:
 
 
 def noisy_songs(n: int, seed: int) -> Songs:
-    """Independent normal frames about the class, whose spread is drawn anew for each song."""
-    rng = np.random.default_rng(seed)
-    columns = [f"c{k}" for k in range(6)]
-    arrays = []
-    for i in range(n):
-        frames = rng.normal(size=(rng.integers(8, 16), 6)) * rng.lognormal(0, 0.5)
-        frames[:, i % 6] += 0.7
-        arrays.append(frames)
-    return Songs.from_arrays(arrays, columns=columns, labels=[columns[i % 6] for i in range(n)])
+    arrays, labels = reference_models.songs_of_varied_noise(n, seed)
+    return Songs.from_arrays(arrays, columns=[f"c{k}" for k in range(6)], labels=labels)
 
 
 def songs_of_pace(n: int, seed: int) -> Songs:

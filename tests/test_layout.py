@@ -13,6 +13,7 @@ FLOW = [
     "errors",
     "files",
     "progress",
+    "threads",
     "logodds",
     "songs",
     "cache",

@@ -27,6 +27,7 @@ from seqagg.calibration import fit_inverse_temperature
 from seqagg.decision import abstain, doubt_limit, label_sets
 from seqagg.errors import ParameterError, SongError
 from seqagg.songs import Songs, as_songs
+from seqagg.threads import one_thread_each
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -108,6 +109,8 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         if self.needs_class_columns and not self._columns_are_classes:
             raise _not_columns(songs, labels, self.classes_)
         filled = self._refuse_empty(songs)
+        if not filled.any() and not self.needs_class_columns:
+            raise SongError("no training song has a frame")
         songs, group_of = songs[filled], group_of[filled]
         self._set_canonical_order(songs)
         songs = self._canonical(songs)
@@ -117,7 +120,8 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             y_index = self._rank_of_class()[np.searchsorted(self.classes_, labels[filled])]
         counts = np.bincount(y_index, minlength=len(self.classes_)) + 1.0
         self.class_prior_ = (counts / counts.sum())[self._rank_of_class()]
-        held_out = self._fit(songs, y_index, group_of)
+        with one_thread_each():
+            held_out = self._fit(songs, y_index, group_of)
         if labels is None:
             self.doubts_ = np.empty(0)
             self.inverse_temperature_ = 1.0

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from seqagg.aggregators.base import Floats, Ints, OnEmpty
-from seqagg.aggregators.network import NetworkAggregator, check_count, check_range
+from seqagg.aggregators.network import Dropout, NetworkAggregator, check_count, check_range
 from seqagg.aggregators.start import AverageStart, center_and_spread, make_start
 from seqagg.calibration import fit_inverse_temperature
 from seqagg.errors import ParameterError
@@ -78,7 +78,7 @@ class SongNetwork(nn.Module):
 
         self.forwards = gru()
         self.backwards = gru() if bidirectional else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = nn.Linear(2 * hidden_size * (2 if bidirectional else 1), n_classes)
         if scale != 0:
             nn.init.zeros_(self.output.weight)
@@ -154,6 +154,8 @@ class GRUAggregator(NetworkAggregator):
         Norm that gradients are clipped to.
     n_folds : int
         Networks, each stopped on another fold. With 1, the first of five folds is held out.
+    n_jobs : int or None
+        Networks trained side by side, as scikit-learn counts jobs. The answer is the same.
     device : {"cpu", "cuda", "auto"}
         Where to compute.
     random_state : int
@@ -187,6 +189,7 @@ class GRUAggregator(NetworkAggregator):
         weight_decay: float = 1e-2,
         max_gradient: float = 1.0,
         n_folds: int = 3,
+        n_jobs: int | None = -1,
         device: str = "cpu",
         random_state: int = 0,
         on_empty: OnEmpty = "error",
@@ -204,6 +207,7 @@ class GRUAggregator(NetworkAggregator):
         self.weight_decay = weight_decay
         self.max_gradient = max_gradient
         self.n_folds = n_folds
+        self.n_jobs = n_jobs
         self.device = device
         self.random_state = random_state
         self.on_empty = on_empty
@@ -229,6 +233,10 @@ class GRUAggregator(NetworkAggregator):
         zeros = np.zeros(n_columns)
         with torch.random.fork_rng(devices=[]):
             return SongNetwork(start, zeros, zeros, 1.0, **self._architecture())
+
+    def _jobs(self) -> int | None:
+        # Between its layers PyTorch's GRU has a dropout of its own.
+        return 1 if self.n_layers > 1 and self.dropout > 0 else self.n_jobs
 
     def _architecture(self) -> dict[str, Any]:
         names = ("hidden_size", "n_layers", "bidirectional", "dropout")

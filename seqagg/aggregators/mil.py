@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from seqagg.aggregators.base import Array, Floats, Ints, OnEmpty
-from seqagg.aggregators.network import NetworkAggregator, check_count, check_range
+from seqagg.aggregators.network import Dropout, NetworkAggregator, check_count, check_range
 from seqagg.aggregators.start import AverageStart, center_and_spread, make_start
 from seqagg.calibration import fit_inverse_temperature
 from seqagg.errors import ModelFileError, ParameterError, SongError
@@ -53,7 +53,7 @@ class FrameNetwork(nn.Module):
         ):
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
         self.hidden = nn.Linear(n_columns, hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = nn.Linear(hidden_size, n_classes)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
@@ -228,6 +228,8 @@ class MILAggregator(NetworkAggregator):
         Norm that gradients are clipped to.
     n_folds : int
         Networks, each stopped on another fold. With 1, the first of five folds is held out.
+    n_jobs : int or None
+        Networks trained side by side, as scikit-learn counts jobs. The answer is the same.
     device : {"cpu", "cuda", "auto"}
         Where to compute.
     random_state : int
@@ -264,6 +266,7 @@ class MILAggregator(NetworkAggregator):
         weight_decay: float = 1e-2,
         max_gradient: float = 1.0,
         n_folds: int = 3,
+        n_jobs: int | None = -1,
         device: str = "cpu",
         random_state: int = 0,
         on_empty: OnEmpty = "error",
@@ -280,6 +283,7 @@ class MILAggregator(NetworkAggregator):
         self.weight_decay = weight_decay
         self.max_gradient = max_gradient
         self.n_folds = n_folds
+        self.n_jobs = n_jobs
         self.device = device
         self.random_state = random_state
         self.on_empty = on_empty
@@ -312,6 +316,9 @@ class MILAggregator(NetworkAggregator):
         center, spread = center_and_spread(songs)
         frame = FrameNetwork(start, center, spread, self.hidden_size, self.dropout)
         return self._pooled(frame, scale, (songs.n_columns,))
+
+    def _jobs(self) -> int | None:
+        return self.n_jobs if self.network is None else 1
 
     def _pooled(self, frame: nn.Module, scale: float, shape: tuple[int, ...]) -> PooledNetwork:
         kind = _POOLINGS[self.pooling]

@@ -9,7 +9,6 @@ lengths to class scores of shape (n_songs, n_classes).
 
 from __future__ import annotations
 
-import contextlib
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from torch import Tensor, nn
 
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, from_text_array, text_array
@@ -24,6 +24,7 @@ from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import Fold, grouped_folds
 from seqagg.progress import steps
 from seqagg.songs import Songs
+from seqagg.threads import one_thread_each
 
 
 class Batches:
@@ -77,6 +78,30 @@ def network_scores(network: nn.Module, batches: Batches, songs: Ints, n_classes:
     return out
 
 
+class Dropout(nn.Module):
+    """Dropout whose chance is its own, so that networks can be trained in threads."""
+
+    generator: torch.Generator | None = None
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Leave out a share of the values while training, and make up for it in the others."""
+        if not self.training or self.share == 0:
+            return x
+        kept = torch.rand(x.shape, generator=self.generator, device=x.device) >= self.share
+        return torch.as_tensor(x * kept / (1 - self.share))
+
+
+def set_generator(network: nn.Module, generator: torch.Generator | None) -> None:
+    """Give all dropout of a network its source of chance."""
+    for module in network.modules():
+        if isinstance(module, Dropout):
+            module.generator = generator
+
+
 class NetworkAggregator(Aggregator):
     """An aggregator that averages the scores of networks, one per grouped fold.
 
@@ -97,6 +122,7 @@ class NetworkAggregator(Aggregator):
     weight_decay: float
     max_gradient: float
     n_folds: int
+    n_jobs: int | None
     device: str
     random_state: int
 
@@ -122,39 +148,39 @@ class NetworkAggregator(Aggregator):
             raise ParameterError(f"device={self.device!r}: this machine has no CUDA device")
 
     def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
-        with one_thread():
-            return self._fit_folds(songs, y, groups)
-
-    def _fit_folds(self, songs: Songs, y: Ints, groups: Ints) -> Floats:
         batches = Batches(songs, self._device())
         folds = grouped_folds(y, groups, self.n_folds if self.n_folds > 1 else 5, self.random_state)
         folds = folds[: self.n_folds] or [(np.arange(len(y)), np.arange(0))]
-        self.networks_, self.history_ = [], []
+        title = type(self).__name__.removesuffix("Aggregator")
+        with steps(title, len(folds) * self.epochs) as step:
+            # One after the other: all chance of a new network is PyTorch's global one.
+            networks = [self._seeded_network(songs, y, fold, i) for i, fold in enumerate(folds)]
+            self.history_ = Parallel(self._jobs(), prefer="threads")(
+                delayed(self._train)(networks[i].to(batches.device), batches, y, fold, i, step)
+                for i, fold in enumerate(folds)
+            )
+        self.networks_ = networks
+        self.fit_report_ = self._report()
         held_out = np.zeros((len(y), len(self.classes_)))
         tried = np.zeros(len(y), dtype=bool)
-        with steps(
-            type(self).__name__.removesuffix("Aggregator"), len(folds) * self.epochs
-        ) as step:
-            for number, fold in enumerate(folds):
-                network, history = self._fit_network(songs, batches, y, fold, number, step)
-                self.networks_.append(network)
-                self.history_.append(history)
-                held_out[fold[1]] = self._network_scores(network, batches, fold[1])
-                tried[fold[1]] = True
-        self.fit_report_ = self._report()
+        for network, (_, held) in zip(networks, folds, strict=True):
+            held_out[held] = self._network_scores(network, batches, held)
+            tried[held] = True
         if not tried.all():
             held_out[~tried] = self._mean_scores(batches, np.flatnonzero(~tried))
         return held_out
 
-    def _fit_network(
-        self, songs: Songs, batches: Batches, y: Ints, fold: Fold, number: int, step: Any
-    ) -> tuple[nn.Module, list[dict[str, float]]]:
-        rng = np.random.default_rng([self.random_state, number])
-        devices = [batches.device] if batches.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(rng.integers(2**31)))
-            network = self._new_network(songs[fold[0]], y[fold[0]]).to(batches.device)
-            return network, self._train(network, batches, y, fold, rng, step)
+    def _seeded_network(self, songs: Songs, y: Ints, fold: Fold, number: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed(number))
+            return self._new_network(songs[fold[0]], y[fold[0]])
+
+    def _seed(self, number: int) -> int:
+        return int(np.random.default_rng([self.random_state, number]).integers(2**31))
+
+    def _jobs(self) -> int | None:
+        """Networks to train side by side; one, where their chance is PyTorch's global one."""
+        return self.n_jobs
 
     def _train(
         self,
@@ -162,11 +188,13 @@ class NetworkAggregator(Aggregator):
         batches: Batches,
         y: Ints,
         fold: Fold,
-        rng: np.random.Generator,
+        number: int,
         step: Any,
     ) -> list[dict[str, float]]:
         """Train in place; leave the network as it was in its best epoch."""
         learn, held = fold
+        rng = np.random.default_rng([self.random_state, number, 1])
+        set_generator(network, torch.Generator(batches.device).manual_seed(self._seed(number)))
         target = torch.as_tensor(y, device=batches.device)
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
@@ -202,6 +230,7 @@ class NetworkAggregator(Aggregator):
                 break
         network.load_state_dict(best)
         network.eval()
+        set_generator(network, None)
         return history
 
     def _loss(self, network: nn.Module, batches: Batches, songs: Ints, y: Ints) -> float:
@@ -218,7 +247,7 @@ class NetworkAggregator(Aggregator):
         return np.asarray(np.mean(scores, axis=0))
 
     def _log_scores(self, songs: Songs) -> Floats:
-        with one_thread():
+        with one_thread_each():
             return self._mean_scores(Batches(songs, self._device()), np.arange(len(songs)))
 
     def _device(self) -> torch.device:
@@ -259,21 +288,6 @@ class NetworkAggregator(Aggregator):
                 f"fold {number}: {kept}, held-out loss {losses[0]:.3f} -> {losses[best]:.3f}"
             )
         return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep PyTorch on one thread within the block.
-
-    The matrices of a song are too small to share: on two busy cores two threads took four times
-    as long as one. It also makes the answer the same whatever the number of threads.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def check_count(name: str, value: Any) -> None:
