@@ -82,6 +82,8 @@ def fit_mixture_weights(parts: Floats, y: Ints, around: Floats) -> tuple[Floats,
         Negative log likelihood per song, in nats, prior included.
     """
     songs = np.arange(len(y))
+    # A constant per song says nothing, and would only blur the sums.
+    parts = parts - parts.mean(axis=2, keepdims=True)
     # The search goes in units in which all parts spread alike; the prior stays where it was.
     spread = parts.std(axis=(1, 2))
     unit = 1 / np.where(spread > 0, spread, 1.0)

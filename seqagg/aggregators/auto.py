@@ -25,10 +25,13 @@ from seqagg.aggregators.base import (
 )
 from seqagg.calibration import fit_mixture_weights
 from seqagg.errors import ModelFileError, ParameterError
+from seqagg.folds import grouped_folds
 from seqagg.progress import steps
 from seqagg.songs import Songs
 
 _BASELINES = ("mean", "logodds")
+
+_WEIGHT_FOLDS = 5
 
 _LEAST_WEIGHT = 0.01
 """A method that weighs less in the blend is left out of it."""
@@ -58,7 +61,8 @@ class AutoAggregator(Aggregator):
     Attributes
     ----------
     candidates_ : dict of str to Aggregator
-        The fitted methods that the answer comes from.
+        The fitted methods that the answer comes from. They know columns and classes by their
+        numbers in the canonical order alone.
     weights_ : dict of str to float
         Weight of each of them in the blend.
     fit_report_ : str
@@ -88,6 +92,9 @@ class AutoAggregator(Aggregator):
             raise ParameterError("auto cannot choose itself")
         for name in self.methods:
             self._new(name)
+        for name in self.parameters or {}:
+            if name not in self.methods:
+                raise ParameterError(f"parameters for {name!r}, which is not among the methods")
 
     def _new(self, name: str) -> Aggregator:
         from seqagg.aggregators import aggregator_class, make_aggregator
@@ -146,13 +153,12 @@ class AutoAggregator(Aggregator):
         found, _ = fit_mixture_weights(parts, y, around=around)
         weights = dict(zip(names, found.tolist(), strict=True))
         weights = {n: w for n, w in weights.items() if w >= _LEAST_WEIGHT} or {names[-1]: 1.0}
-        blended = sum(w * held_out[n] for n, w in weights.items())
-        loss = -log_softmax(blended, axis=1)[np.arange(len(y)), y]
+        loss = self._blend_losses(parts, y, groups, around)
         mix = " + ".join(f"{w:.2f} {n}" for n, w in weights.items())
         lines.append(f"blend: held-out loss {loss.mean():.4f} nats per song, {mix}")
         if baselines:
             gain, error = _paired_gain(losses[average], loss, groups)
-            kept = gain <= self.n_errors * error
+            kept = not gain > self.n_errors * error
             lines.append(
                 f"the blend gains {gain:.4f} nats on {average}, with a standard error of "
                 f"{error:.4f}: " + (f"{average} is kept" if kept else "it is used")
@@ -161,6 +167,15 @@ class AutoAggregator(Aggregator):
                 weights = {average: 1.0}
         self.fit_report_ = "\n".join(lines)
         return weights
+
+    def _blend_losses(self, parts: Floats, y: Ints, groups: Ints, around: Floats) -> Floats:
+        """Loss of the blend on each song, by weights that were fitted to other songs."""
+        losses = np.full(len(y), np.inf)  # with nothing to hold out, the blend is not trusted
+        for learn, held in grouped_folds(y, groups, _WEIGHT_FOLDS, self.random_state):
+            weights, _ = fit_mixture_weights(parts[:, learn], y[learn], around=around)
+            log_p = log_softmax(np.tensordot(weights, parts[:, held], axes=1), axis=1)
+            losses[held] = -log_p[np.arange(len(held)), y[held]]
+        return losses
 
     def _blend(self, log_probas: Mapping[str, Floats]) -> Floats:
         return np.asarray(sum(w * log_probas[name] for name, w in self.weights_.items()))
@@ -188,9 +203,11 @@ class AutoAggregator(Aggregator):
     def _set_state(self, arrays: Mapping[str, Array]) -> None:
         from seqagg.aggregators import unpack
 
-        names = list(dict.fromkeys(n.partition("/")[0] for n in arrays if n != "report"))
-        if not names or not set(names) <= {*_BASELINES, *self.methods}:
-            raise ModelFileError(f"candidates {', '.join(names)} are not those of the parameters")
+        found = {name.partition("/")[0] for name in arrays if name != "report"}
+        # In the order of the fit: the blend is a sum of floats.
+        names = [name for name in self._names() if name in found]
+        if not names or found - set(names):
+            raise ModelFileError(f"candidates {', '.join(found)} are not those of the parameters")
         self.candidates_, self.weights_ = {}, {}
         for name in names:
             start = f"{name}/array/"
@@ -206,5 +223,7 @@ class AutoAggregator(Aggregator):
 def _paired_gain(before: Floats, after: Floats, groups: Ints) -> tuple[float, float]:
     """Mean of `before` less `after` per song, and its standard error over groups."""
     gain = before - after
+    if not np.isfinite(gain).all():
+        return -np.inf, 0.0
     surplus = np.bincount(groups, gain - gain.mean())
     return float(gain.mean()), float(np.sqrt((surplus**2).sum()) / len(gain))
