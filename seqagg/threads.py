@@ -10,21 +10,34 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Iterator
 
 from threadpoolctl import threadpool_limits
 
+_lock = threading.Lock()
+_inside = 0
+_before = 1
+
 
 @contextlib.contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Keep BLAS, OpenMP and PyTorch to one thread per caller within the block."""
+    """Keep BLAS, OpenMP and PyTorch to one thread per caller within the block.
+
+    Callers in several threads share the limit: the first sets it, the last takes it back.
+    """
+    global _inside, _before
     torch = sys.modules.get("torch")  # whoever has not imported it does not use it
-    before = torch.get_num_threads() if torch else 1
     with threadpool_limits(1):
-        if torch:
-            torch.set_num_threads(1)
+        with _lock:
+            if torch and _inside == 0:
+                _before = torch.get_num_threads()
+                torch.set_num_threads(1)
+            _inside += bool(torch)
         try:
             yield
         finally:
-            if torch:
-                torch.set_num_threads(before)
+            with _lock:
+                _inside -= bool(torch)
+                if torch and _inside == 0:
+                    torch.set_num_threads(_before)

@@ -131,7 +131,7 @@ def test_a_network_of_your_own_learns_from_patches() -> None:
     assert model.score(unseen, labels) > 0.9
     # The network given is a pattern: its own weights stay as they were.
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
-    with pytest.raises(ModelFileError, match="network of your own"):
+    with pytest.raises(ModelFileError, match="parameter network is a Patches"):
         model.save("never-written.safetensors")
 
 

@@ -234,9 +234,9 @@ class GRUAggregator(NetworkAggregator):
         with torch.random.fork_rng(devices=[]):
             return SongNetwork(start, zeros, zeros, 1.0, **self._architecture())
 
-    def _jobs(self) -> int | None:
+    def _has_own_chance(self) -> bool:
         # Between its layers PyTorch's GRU has a dropout of its own.
-        return 1 if self.n_layers > 1 and self.dropout > 0 else self.n_jobs
+        return self.n_layers == 1 or self.dropout == 0
 
     def _architecture(self) -> dict[str, Any]:
         names = ("hidden_size", "n_layers", "bidirectional", "dropout")

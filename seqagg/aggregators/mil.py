@@ -317,8 +317,8 @@ class MILAggregator(NetworkAggregator):
         frame = FrameNetwork(start, center, spread, self.hidden_size, self.dropout)
         return self._pooled(frame, scale, (songs.n_columns,))
 
-    def _jobs(self) -> int | None:
-        return self.n_jobs if self.network is None else 1
+    def _has_own_chance(self) -> bool:
+        return self.network is None
 
     def _pooled(self, frame: nn.Module, scale: float, shape: tuple[int, ...]) -> PooledNetwork:
         kind = _POOLINGS[self.pooling]

@@ -138,6 +138,8 @@ class NetworkAggregator(Aggregator):
         super()._check_parameters()
         for name in ("epochs", "patience", "batch_size", "n_folds"):
             check_count(name, getattr(self, name))
+        if self.n_jobs is not None and (not isinstance(self.n_jobs, int) or self.n_jobs == 0):
+            raise ParameterError(f"n_jobs={self.n_jobs!r} is neither None nor a number but 0")
         check_range("min_crop", self.min_crop, 0.01, 1.0)
         check_range("learning_rate", self.learning_rate, 1e-8, 10.0)
         check_range("weight_decay", self.weight_decay, 0.0, 10.0)
@@ -155,8 +157,11 @@ class NetworkAggregator(Aggregator):
         with steps(title, len(folds) * self.epochs) as step:
             # One after the other: all chance of a new network is PyTorch's global one.
             networks = [self._seeded_network(songs, y, fold, i) for i, fold in enumerate(folds)]
-            self.history_ = Parallel(self._jobs(), prefer="threads")(
-                delayed(self._train)(networks[i].to(batches.device), batches, y, fold, i, step)
+            alone = not self._has_own_chance()
+            train: Any = self._train_alone if alone else self._train
+            n_jobs = 1 if alone else self.n_jobs
+            self.history_ = Parallel(n_jobs, prefer="threads")(
+                delayed(train)(networks[i].to(batches.device), batches, y, fold, i, step)
                 for i, fold in enumerate(folds)
             )
         self.networks_ = networks
@@ -173,14 +178,21 @@ class NetworkAggregator(Aggregator):
     def _seeded_network(self, songs: Songs, y: Ints, fold: Fold, number: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed(number))
-            return self._new_network(songs[fold[0]], y[fold[0]])
+            return self._new_network(songs[fold[0]], y[fold[0]]).float()
 
     def _seed(self, number: int) -> int:
         return int(np.random.default_rng([self.random_state, number]).integers(2**31))
 
-    def _jobs(self) -> int | None:
-        """Networks to train side by side; one, where their chance is PyTorch's global one."""
-        return self.n_jobs
+    def _has_own_chance(self) -> bool:
+        """Whether all dropout of the networks is `Dropout`, none PyTorch's with its global one."""
+        return True
+
+    def _train_alone(self, network: nn.Module, batches: Batches, y: Ints, *rest: Any) -> Any:
+        """Train with PyTorch's global generator seeded, and put back as it was."""
+        devices = [batches.device] if batches.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self._seed(rest[1]))
+            return self._train(network, batches, y, *rest)
 
     def _train(
         self,
@@ -327,4 +339,4 @@ def _read_network(arrays: Mapping[str, Array], network: nn.Module) -> nn.Module:
     if "spread" in arrays and (arrays["spread"] <= 0).any():
         raise ModelFileError("array spread is not positive")
     network.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
-    return network.eval()
+    return network.float().eval()

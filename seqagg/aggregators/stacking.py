@@ -54,8 +54,8 @@ def summarize(songs: Songs, n_parts: int) -> Floats:
     ndarray of shape (n_songs, n_features)
         Per column: mean, deviation, lowest and highest value, and the mean of each part less
         that of the song. With few columns, also how often each is followed by each other (the
-        sum over neighbouring frames of the product of their softmaxes, per frame). Last the log of the
-        number of frames.
+        sum over neighbouring frames of the product of their softmaxes, per frame). Last the log
+        of the number of frames.
     """
     x = songs.values.astype(np.float64).clip(-_CLIP, _CLIP)
     offsets, lengths = songs.offsets, songs.lengths
