@@ -57,6 +57,11 @@ def mean_log_odds(songs: Songs) -> Floats:
     return np.array([reference.mean_over_frames(array.tolist()) for array in frames_of(songs)])
 
 
+def iterations(model: HMMAggregator) -> list[int]:
+    """Of EM, class by class."""
+    return [int(n) for n in re.findall(r"(\d+) iterations", model.fit_report_)]
+
+
 def covariance_of(frames: Floats) -> Floats:
     return np.cov(frames.T, bias=True)
 
@@ -293,8 +298,19 @@ class TestStates:
         counts = []
         for tol in (1e-1, 1e-6):
             model = HMMAggregator(**QUICK | {"n_iter": 40}, tol=tol).fit(songs)
-            counts.append(sum(map(int, re.findall(r"(\d+) iterations", model.fit_report_))))
+            counts.append(sum(iterations(model)))
         assert counts[0] < counts[1]
+
+    def test_the_tolerance_is_per_frame(self) -> None:
+        """Twice the songs, all of them twice: EM takes the same steps, and as many."""
+        songs = order_songs(30)
+        twice = Songs.from_arrays(
+            frames_of(songs) * 2, columns=COLUMNS, labels=songs.labels.tolist() * 2
+        )
+        settings = QUICK | {"topology": "left-right", "n_iter": 40, "shrinkage": 1e-9}
+        once, again = (HMMAggregator(**settings, tol=2e-3).fit(s) for s in (songs, twice))
+        assert iterations(again) == iterations(once)
+        assert max(iterations(once)) < 40
 
 
 class TestHardColumns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import warnings
@@ -483,6 +484,18 @@ class TestMaximize:
         assert_allclose(step.covars[1], second, rtol=1e-12, atol=1e-12)
         assert step.startprob.tolist() == [1, 0]
         assert step.transmat.tolist() == [[0.5, 0.5], [0.25, 0.75]]
+
+    def test_what_is_forbidden_stays_forbidden(self) -> None:
+        """Even if rounding should find a trace of it."""
+        found = dataclasses.replace(
+            self.FOUND, start=np.array([0.5, 0.5]), transitions=np.array([[2.0, 2.0], [1.0, 3.0]])
+        )
+        before = np.array([[0.5, 0.5], [0.0, 1.0]])
+        start = np.array([1.0, 0.0])
+        model = GaussianParameters(start, before, np.zeros((2, 2)), np.ones((2, 2)))
+        step = maximize(self.FRAMES, found, model, shrinkage=3.0)
+        assert step.startprob.tolist() == [1, 0]
+        assert step.transmat.tolist() == [[0.5, 0.5], [0.0, 1.0]]
 
 
 class TestJacobian:

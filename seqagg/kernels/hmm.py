@@ -29,6 +29,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+_TINY = 1e-280
+"""Smallest share of a state that the scaled recursions trust."""
+
 _LOG_2PI = float(np.log(2 * np.pi))
 
 
@@ -216,10 +219,13 @@ def _forward(log_b, offsets, startprob, transmat):  # type: ignore[no-untyped-de
                     ahead[j] = reached
             top = log_b[t].max()
             scale = 0.0
+            lost = False
             for j in range(n_states):
                 alpha[j] = ahead[j] * np.exp(log_b[t, j] - top)
+                # A state whose share underflows may be the one that later frames need.
+                lost |= ahead[j] > 0 and alpha[j] < _TINY
                 scale += alpha[j]
-            if scale < 1e-280:
+            if lost or scale < _TINY:
                 total = np.nan
                 break
             for j in range(n_states):
@@ -278,6 +284,7 @@ def _forward_backward(log_b, offsets, startprob, transmat, posteriors, transitio
         first = offsets[song]
         n = offsets[song + 1] - first
         song_total = 0.0
+        lost = False
         for t in range(n):
             top = log_b[first + t].max()
             scale = 0.0
@@ -289,8 +296,9 @@ def _forward_backward(log_b, offsets, startprob, transmat, posteriors, transitio
                         reached += alpha[t - 1, i] * transmat[i, j]
                 b[t, j] = np.exp(log_b[first + t, j] - top)
                 alpha[t, j] = reached * b[t, j]
+                lost |= reached > 0 and alpha[t, j] < _TINY
                 scale += alpha[t, j]
-            if scale < 1e-280:
+            if lost or scale < _TINY:
                 song_total = np.nan
                 break
             for j in range(n_states):
