@@ -427,7 +427,7 @@ class TestLearning:
         arrays, labels, albums = reference_models.songs_of_albums(24, 4, seed=0)
         songs = Songs.from_arrays(arrays, columns=[f"tag {j}" for j in range(4)], labels=labels)
         strange, unknown, _ = reference_models.songs_of_albums(60, 1, seed=1)
-        settings = {"epochs": 15, "hidden_size": 16, "batch_size": 32}
+        settings = {"epochs": 15, "hidden_size": 16, "batch_size": 32, "n_folds": 3}
         fooled = GRUAggregator(**settings).fit(songs)
         aware = GRUAggregator(**settings).fit(songs, groups=albums)
         losses = [log_loss(unknown, model.predict_proba(strange)) for model in (fooled, aware)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from seqagg.aggregators.base import Floats, Ints, OnEmpty
-from seqagg.aggregators.network import Dropout, NetworkAggregator, check_count, check_range
+from seqagg.aggregators.network import Dropout, NetworkAggregator, Noise, check_count, check_range
 from seqagg.aggregators.start import AverageStart, center_and_spread, make_start
 from seqagg.calibration import fit_inverse_temperature
 from seqagg.errors import ParameterError
@@ -42,6 +42,7 @@ class SongNetwork(nn.Module):
     hidden_size, n_layers : int
     bidirectional : bool
     dropout : float
+    noise : float
     """
 
     center: Tensor
@@ -60,6 +61,7 @@ class SongNetwork(nn.Module):
         n_layers: int,
         bidirectional: bool,
         dropout: float,
+        noise: float = 0.0,
     ) -> None:
         super().__init__()
         n_columns, n_classes = start.weight.shape
@@ -71,6 +73,7 @@ class SongNetwork(nn.Module):
         ):
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
         self.scale = nn.Parameter(torch.tensor(float(scale)), requires_grad=scale != 0)
+        self.noise = Noise(noise)
         inner = dropout if n_layers > 1 else 0.0
 
         def gru() -> nn.GRU:
@@ -101,7 +104,7 @@ class SongNetwork(nn.Module):
         inside = (steps_ < lengths[:, None])[:, :, None]  # (n_songs, longest, 1)
         count = lengths[:, None].to(frames.dtype)
         average = (frames * inside).sum(dim=1) / count  # (n_songs, n_columns)
-        x = ((frames - self.center) / self.spread).clamp(-_CLIP, _CLIP)
+        x = self.noise(((frames - self.center) / self.spread).clamp(-_CLIP, _CLIP))
         states = [self.forwards(x)[0]]
         if self.backwards is not None:
             # Each song's own frames backwards: a padded bidirectional GRU would start in the
@@ -138,6 +141,8 @@ class GRUAggregator(NetworkAggregator):
         Whether a second GRU hears the song backwards.
     dropout : float
         Share of pooled states left out while training.
+    noise : float
+        Deviation of the noise added to the standardized log-odds while training.
     min_crop : float
         Shortest crop, as a share of the song; 1 trains on whole songs.
     epochs : int
@@ -181,6 +186,7 @@ class GRUAggregator(NetworkAggregator):
         n_layers: int = 1,
         bidirectional: bool = True,
         dropout: float = 0.4,
+        noise: float = 1.0,
         min_crop: float = 0.6,
         epochs: int = 30,
         patience: int = 15,
@@ -199,6 +205,7 @@ class GRUAggregator(NetworkAggregator):
         self.n_layers = n_layers
         self.bidirectional = bidirectional
         self.dropout = dropout
+        self.noise = noise
         self.min_crop = min_crop
         self.epochs = epochs
         self.patience = patience
@@ -219,6 +226,7 @@ class GRUAggregator(NetworkAggregator):
         check_count("hidden_size", self.hidden_size)
         check_count("n_layers", self.n_layers)
         check_range("dropout", self.dropout, 0.0, 0.95)
+        check_range("noise", self.noise, 0.0, 100.0)
 
     def _new_network(self, songs: Songs, y: Ints) -> SongNetwork:
         start = make_start(songs, y, len(self.classes_), self._columns_are_classes)
@@ -239,5 +247,5 @@ class GRUAggregator(NetworkAggregator):
         return self.n_layers == 1 or self.dropout == 0
 
     def _architecture(self) -> dict[str, Any]:
-        names = ("hidden_size", "n_layers", "bidirectional", "dropout")
+        names = ("hidden_size", "n_layers", "bidirectional", "dropout", "noise")
         return {name: getattr(self, name) for name in names}

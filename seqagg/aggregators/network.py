@@ -95,10 +95,27 @@ class Dropout(nn.Module):
         return torch.as_tensor(x * kept / (1 - self.share))
 
 
+class Noise(nn.Module):
+    """Gaussian noise while training, whose chance is its own."""
+
+    generator: torch.Generator | None = None
+
+    def __init__(self, deviation: float) -> None:
+        super().__init__()
+        self.deviation = deviation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Blur the values while training."""
+        if not self.training or self.deviation == 0:
+            return x
+        noise = torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
+        return torch.as_tensor(x + self.deviation * noise)
+
+
 def set_generator(network: nn.Module, generator: torch.Generator | None) -> None:
-    """Give all dropout of a network its source of chance."""
+    """Give all dropout and noise of a network its source of chance."""
     for module in network.modules():
-        if isinstance(module, Dropout):
+        if isinstance(module, Dropout | Noise):
             module.generator = generator
 
 
