@@ -71,6 +71,7 @@ def new_network(
             n_layers=n_layers,
             bidirectional=bidirectional,
             dropout=0.3,
+            noise=0.7,
         ).eval()
         if trained:
             nn.init.normal_(network.output.weight)
@@ -129,6 +130,11 @@ class TestUntrained:
         for parameter in network.forwards.parameters():
             nn.init.normal_(parameter)
         assert torch.equal(scores(network, songs), before)
+
+    def test_nor_have_dropout_and_noise(self) -> None:
+        network, songs = new_network(trained=False), random_songs()
+        expected = scores(network, songs)
+        assert torch.equal(scores(network.train(), songs), expected)
 
     def test_without_base_the_average_has_no_say(self) -> None:
         network, songs = new_network(scale=0.0, trained=False), random_songs()
@@ -189,6 +195,38 @@ class TestAgainstPyTorch:
         pooled = torch.cat([mean, back_mean, highest, back_highest], dim=1)
         expected = self.expected(network, songs, pooled)
         assert_allclose(scores(network, songs), expected, rtol=1e-4, atol=1e-5)
+
+
+class TestNoise:
+    @pytest.mark.parametrize("part", ["dropout", "noise"])
+    def test_only_while_training(self, part: str) -> None:
+        network, songs = new_network(), random_songs()
+        # The other of the two would hide it.
+        network.dropout.share = 0.5 if part == "dropout" else 0.0
+        network.noise.deviation = 0.5 if part == "noise" else 0.0
+        assert torch.equal(scores(network, songs), scores(network, songs))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            first, second = (scores(network.train(), songs) for _ in range(2))
+        assert (first - second).abs().max() > 1e-2
+        assert torch.equal(scores(network.eval(), songs), scores(new_network(), songs))
+
+    def test_dropout_keeps_the_expected_score(self) -> None:
+        network, song = new_network(), random_songs()[0]
+        expected = scores(network, [song])
+        network.noise.deviation = 0.0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            many = scores(network.train(), [song] * 20_000)
+        assert_allclose(many.mean(dim=0), expected[0], rtol=0, atol=0.05)
+
+    def test_noise_has_the_deviation_asked_for(self) -> None:
+        network = new_network()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            noise = network.train().noise(torch.ones(20_000)) - 1
+        assert float(noise.std()) == pytest.approx(0.7, rel=0.03)
+        assert float(noise.mean()) == pytest.approx(0, abs=0.03)
 
 
 class TestPadding:
@@ -614,6 +652,7 @@ class TestParameters:
             ("n_jobs", 0),
             ("dropout", -0.1),
             ("dropout", 1.0),
+            ("noise", -0.1),
             ("min_crop", 0.0),
             ("min_crop", 1.1),
             ("min_crop", float("nan")),

@@ -235,12 +235,17 @@ NEVER_MEET = GaussianParameters(
     np.array([0.5, 0.5]), np.eye(2), np.array([[0.0], [34.6]]), np.ones((2, 1))
 )
 
+UNREACHABLE = GaussianParameters(
+    np.array([0.0, 1.0]), TEN_APART.transmat, TEN_APART.means, TEN_APART.covars
+)
+
 UNLIKELY = {
     "the only state allowed at the start explains nothing": (SEPARATED, [1e4, 1e4]),
     "a forbidden way back": (SEPARATED, [0.0, 1e4, 0.0, 1e4]),
     "both ways": (SEPARATED, [1e4, 0.0, 1e4, 0.0, 0.0]),
     "the state lost first is the one needed later": (NEVER_MEET, [40.0, 0.0, 0.0]),
     "lost frame by frame": (TEN_APART, [10.0] * 16 + [0.0] * 40),
+    "a state that is never reached": (UNREACHABLE, [0.0] * 40),
     "a tight state that cannot come back": (TIGHT_AND_BROAD, [4.0] * 3 + [0.0] * 200),
 }
 """What -> model, and song that it hardly explains: in plain scaling something becomes 0."""
@@ -277,6 +282,35 @@ class TestUnderflow:
         assert history[1] > history[0] + 1
         for array in (fitted.startprob, fitted.transmat, fitted.means, fitted.covars):
             assert np.isfinite(array).all()
+
+
+def sparse_model(rng: np.random.Generator) -> GaussianParameters:
+    """Up to four states, some of them forbidden, unreachable or far apart."""
+    n = int(rng.integers(1, 5))
+    trans = rng.dirichlet(np.ones(n), n) * (rng.random((n, n)) < rng.choice([0.5, 1.0]))
+    trans += 0.05 * np.eye(n)
+    start = rng.dirichlet(np.ones(n)) * (rng.random(n) < 0.7) + 1e-3 * np.eye(n)[0]
+    return GaussianParameters(
+        start / start.sum(),
+        trans / trans.sum(axis=1, keepdims=True),
+        rng.normal(0, rng.choice([1.0, 5.0, 20.0, 100.0]), (n, 1)),
+        rng.uniform(0.05, 1.0, (n, 1)),
+    )
+
+
+def test_random_models_and_songs_that_stay_in_one_state_for_a_while() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(120):
+        model = sparse_model(rng)
+        states = np.repeat(rng.integers(0, model.n_states, 5), rng.integers(1, 12, 5))
+        frames = model.means[states] + rng.normal(0, 1, (len(states), 1))
+        offsets = np.array([0, len(states) // 3, len(states)])
+        offsets = np.unique(offsets)  # a song has a frame
+        found = expectations(frames, offsets, model)
+        expected = log_joint(frames, offsets, model)
+        assert_allclose(log_likelihood(frames, offsets, model), expected, rtol=1e-9)
+        assert found.log_likelihood == pytest.approx(sum(expected), rel=1e-9)
+        assert_expectations_by_loop(found, frames, offsets, model, rtol=1e-5)
 
 
 class TestExpectations:

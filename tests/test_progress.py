@@ -112,6 +112,7 @@ class TestSilence:
 
         with pytest.raises(KeyError, match="jazz"):
             fail()
+        assert progress._display.get() is None
         terminal.rest()
         with terminal.plugged_in():
             work()

@@ -106,6 +106,13 @@ class TestDefaultClassifier:
         assert model.fit_report_.startswith(f"{n_features} features, ridge ")
         assert model.fit_report_.endswith(f"score = {a:.3g} log P + {b:.3g} mean log-odds")
 
+    def test_the_ridge_is_the_stronger_the_less_there_is_to_learn(self) -> None:
+        songs = order_songs(45)
+        drawn = np.random.default_rng(0).permutation(songs.labels)
+        random = songs.replace(labels=drawn, columns=["guitar", "piano", "voice"])
+        assert "ridge 0.3;" in StackingAggregator().fit(songs).fit_report_
+        assert "ridge 0.003;" in StackingAggregator().fit(random).fit_report_
+
     def test_weights_are_never_negative(self) -> None:
         for songs in (order_songs(30), order_free_songs(30)):
             weights = StackingAggregator().fit(songs).weights_
@@ -231,13 +238,17 @@ class TestOtherClassifiers:
         assert np.mean(model.predict(frames_of(queries)) == truth) > 0.8
 
     def test_a_class_missing_from_a_fold(self) -> None:
-        """scikit-learn's `predict_proba` then has one column less."""
+        """scikit-learn's `predict_proba` then has one column less, be it the first or the last."""
         songs = order_songs(31)
-        named = songs.replace(columns=["a", "b", "c"], labels=["polka", *songs.labels[1:]])
-        model = StackingAggregator(classifier=CLASSIFIERS["bayes"]).fit(named)
-        proba = model.predict_proba(named)
-        assert proba.shape == (31, 4)
-        assert (proba > 0).all()
+        weights = []
+        for rare in ("accordion", "polka"):
+            named = songs.replace(columns=["a", "b", "c"], labels=[rare, *songs.labels[1:]])
+            model = StackingAggregator(classifier=CLASSIFIERS["bayes"]).fit(named)
+            proba = model.predict_proba(named)
+            assert proba.shape == (31, 4)
+            assert (proba > 0).all()
+            weights.append(model.weights_)
+        assert_allclose(weights[0], weights[1], rtol=1e-6)
 
     def test_the_classifier_given_is_left_alone(self) -> None:
         given = GaussianNB()

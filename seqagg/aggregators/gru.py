@@ -186,7 +186,7 @@ class GRUAggregator(NetworkAggregator):
         n_layers: int = 1,
         bidirectional: bool = True,
         dropout: float = 0.4,
-        noise: float = 1.0,
+        noise: float = 0.5,
         min_crop: float = 0.6,
         epochs: int = 30,
         patience: int = 15,
