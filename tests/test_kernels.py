@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from hmmlearn.hmm import GaussianHMM
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import multivariate_normal
+from threadpoolctl import threadpool_limits
 
 from seqagg.kernels.hmm import (
     Expectations,
@@ -38,6 +40,13 @@ LEFT_RIGHT = np.array([[0.6, 0.3, 0.1], [0.0, 0.7, 0.3], [0.0, 0.0, 1.0]])
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_topology = pytest.mark.parametrize("topology", TOPOLOGIES)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """hmmlearn's small matrices only lose time to a second thread."""
+    with threadpool_limits(1):
+        yield
 
 
 def random_model(kind: str, topology: str = "ergodic", seed: int = 0) -> GaussianParameters:

@@ -323,6 +323,10 @@ def _forward_backward(log_b, offsets, startprob, transmat, posteriors, transitio
                 weighted[j] = b[t + 1, j] * beta[j] / scales[t + 1]
             for i in range(n_states):
                 back = 0.0
+                if alpha[t, i] == 0:  # out of reach; what follows it may be beyond all floats
+                    beta[i] = 0.0
+                    posteriors[first + t, i] = 0.0
+                    continue
                 for j in range(n_states):
                     step = transmat[i, j] * weighted[j]
                     back += step
