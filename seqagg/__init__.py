@@ -8,9 +8,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __all__ = [
+    "AutoAggregator",
     "CacheError",
     "GRUAggregator",
     "HMMAggregator",
+    "MILAggregator",
     "MajorityVote",
     "MeanLogOdds",
     "MeanProbability",
@@ -19,6 +21,7 @@ __all__ = [
     "SeqaggError",
     "SongError",
     "Songs",
+    "StackingAggregator",
     "__version__",
     "benchmark",
     "compare",
@@ -28,9 +31,11 @@ __all__ = [
 ]
 
 _HOME = {
+    "AutoAggregator": "seqagg.aggregators.auto",
     "CacheError": "seqagg.errors",
     "GRUAggregator": "seqagg.aggregators.gru",
     "HMMAggregator": "seqagg.aggregators.hmm",
+    "MILAggregator": "seqagg.aggregators.mil",
     "MajorityVote": "seqagg.aggregators.averaging",
     "MeanLogOdds": "seqagg.aggregators.averaging",
     "MeanProbability": "seqagg.aggregators.averaging",
@@ -39,6 +44,7 @@ _HOME = {
     "SeqaggError": "seqagg.errors",
     "SongError": "seqagg.errors",
     "Songs": "seqagg.songs",
+    "StackingAggregator": "seqagg.aggregators.stacking",
     "benchmark": "seqagg.benchmark",
     "compare": "seqagg.evaluation",
     "load": "seqagg.aggregators",
@@ -49,9 +55,12 @@ _HOME = {
 
 if TYPE_CHECKING:
     from seqagg.aggregators import load
+    from seqagg.aggregators.auto import AutoAggregator
     from seqagg.aggregators.averaging import MajorityVote, MeanLogOdds, MeanProbability
     from seqagg.aggregators.gru import GRUAggregator
     from seqagg.aggregators.hmm import HMMAggregator
+    from seqagg.aggregators.mil import MILAggregator
+    from seqagg.aggregators.stacking import StackingAggregator
     from seqagg.benchmark import benchmark
     from seqagg.cache import read_cache, write_cache
     from seqagg.errors import CacheError, ModelFileError, ParameterError, SeqaggError, SongError
