@@ -24,7 +24,8 @@ import pyarrow as pa
 from sklearn.base import clone
 
 from seqagg.aggregators import make_aggregator
-from seqagg.aggregators.base import Aggregator, _check_labels, _find_classes
+from seqagg.aggregators.base import Aggregator
+from seqagg.aggregators.checks import check_labels, find_classes
 from seqagg.errors import ParameterError, SongError
 from seqagg.evaluation import compare, evaluate, group_indices, holm
 from seqagg.folds import grouped_folds
@@ -344,9 +345,9 @@ def _name_columns(songs: Songs) -> tuple[Songs, Array, Array, bool]:
     Columns without names get those of their classes. Otherwise the songs of a fold that lacks
     a class could be read another way than all songs are.
     """
-    labels = _check_labels(songs, None, required=True)
+    labels = check_labels(songs, None, required=True)
     assert labels is not None
-    classes, columns_are_classes = _find_classes(songs, labels, positions=True)
+    classes, columns_are_classes = find_classes(songs, labels, positions=True)
     if not columns_are_classes or songs.columns is not None:
         return songs, labels, classes, columns_are_classes
     if labels.dtype.kind not in "iuU":

@@ -30,7 +30,7 @@ LENGTHS = (7, 1, 12, 2, 7)
 
 QUICK: dict[str, Any] = {"epochs": 3, "hidden_size": 8, "n_folds": 2}
 LEARNS_ORDER: dict[str, Any] = {
-    "epochs": 40,
+    "epochs": 20,
     "hidden_size": 16,
     "min_crop": 0.8,
     "n_folds": 2,

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from seqagg import HMMAggregator, MeanLogOdds, Songs, load
 from seqagg.aggregators.base import Aggregator
-from seqagg.aggregators.hmm import Shape
+from seqagg.aggregators.hmm_start import Shape
 from seqagg.errors import ParameterError
 from tests import reference, reference_models
 from tests.conftest import COLUMNS, frames_of, integer_labels, order_free_songs, order_songs

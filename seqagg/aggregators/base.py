@@ -23,6 +23,14 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
+from seqagg.aggregators.checks import (
+    check_groups,
+    check_labels,
+    class_of_column,
+    find_classes,
+    not_columns,
+    reorder_columns,
+)
 from seqagg.calibration import fit_inverse_temperature
 from seqagg.decision import abstain, doubt_limit, label_sets
 from seqagg.errors import ParameterError, SongError
@@ -98,16 +106,16 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         # Set last, so that a fit that fails leaves nothing that looks fitted.
         self.__dict__.pop("inverse_temperature_", None)
         songs = self._usable(X)
-        labels = _check_labels(songs, y, required=not self.needs_class_columns)
-        group_of = _check_groups(songs, groups)
+        labels = check_labels(songs, y, required=not self.needs_class_columns)
+        group_of = check_groups(songs, groups)
         self.columns_ = songs.columns
         self.n_features_in_ = songs.n_columns
-        self.classes_, self._columns_are_classes = _find_classes(
+        self.classes_, self._columns_are_classes = find_classes(
             songs, labels, positions=self.needs_class_columns
         )
         self._columns_are_classes &= self._takes_log_odds()
         if self.needs_class_columns and not self._columns_are_classes:
-            raise _not_columns(songs, labels, self.classes_)
+            raise not_columns(songs, labels, self.classes_)
         filled = self._refuse_empty(songs)
         if not filled.any() and not self.needs_class_columns:
             raise SongError("no training song has a frame")
@@ -206,7 +214,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         """
         check_is_fitted(self)
         songs = self._as_songs(X)
-        labels = _check_labels(songs, y, required=True)
+        labels = check_labels(songs, y, required=True)
         assert labels is not None
         unseen = ~np.isin(labels, self.classes_)
         if unseen.any():
@@ -294,7 +302,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         check_is_fitted(self)
         songs = self._usable(X)
         if songs.columns is not None and self.columns_ is not None:
-            return _reorder_columns(songs, self.columns_)
+            return reorder_columns(songs, self.columns_)
         if songs.n_columns != self.n_features_in_:
             raise SongError(f"songs have {songs.n_columns} columns, not {self.n_features_in_}")
         return songs
@@ -328,7 +336,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         keys = (values.std(axis=0), values.mean(axis=0)) if len(values) else (values.sum(axis=0),)
         self._column_order = np.lexsort(keys)
         if self._columns_are_classes:
-            self._class_order = _class_of_column(self.columns_, self.classes_)[self._column_order]
+            self._class_order = class_of_column(self.columns_, self.classes_)[self._column_order]
         else:
             self._class_order = np.arange(len(self.classes_))
 
@@ -348,120 +356,3 @@ def text_array(value: Any) -> Array:
 def from_text_array(array: Array) -> Any:
     """Take back what `text_array` gave; ValueError where it is none."""
     return json.loads(array.astype(np.uint8).tobytes())
-
-
-def _check_labels(songs: Songs, y: Any, *, required: bool) -> Array | None:
-    """Labels as an array of their own type, or None."""
-    given = songs.labels if y is None else y
-    if given is None:
-        if required or songs.columns is None:
-            raise SongError("labels are needed: pass y, or songs that carry labels")
-        return None
-    listed = given.tolist() if isinstance(given, np.ndarray) else list(given)
-    if len(listed) != len(songs):
-        raise SongError(f"{len(listed)} labels for {len(songs)} songs")
-    for song, label in zip(songs.ids, listed, strict=True):
-        if label is None or label != label:  # NaN, as pandas has it
-            raise SongError("the label is missing", song=str(song))
-        if isinstance(label, list | tuple | np.ndarray):
-            raise SongError("a song takes one label, not several", song=str(song))
-    labels = np.asarray(listed)
-    texts = sum(isinstance(label, str) for label in listed)
-    if labels.dtype == object or 0 < texts < len(listed):
-        raise SongError(f"labels mix types: {sorted({type(label).__name__ for label in listed})}")
-    return labels
-
-
-def _check_groups(songs: Songs, groups: Any) -> Ints:
-    """Group of each song as an index; a song without a group is its own.
-
-    Groups that come with the songs are kept together only if the frame classifier kept them
-    together. Where its folds cut through a group (speakers who are on both sides by design), the
-    averages of held-out songs have heard that group, and a method tried on groups it has not
-    heard would be compared with them on unequal terms.
-    """
-    given = songs.groups if groups is None else groups
-    if given is None:
-        return np.arange(len(songs))
-    listed = given.tolist() if isinstance(given, np.ndarray) else list(given)
-    if len(listed) != len(songs):
-        raise SongError(f"{len(listed)} groups for {len(songs)} songs")
-    index: dict[Any, int] = {}
-    # NaN is how pandas says None.
-    keys = [("song", i) if g is None or g != g else ("group", g) for i, g in enumerate(listed)]
-    found = np.array([index.setdefault(key, len(index)) for key in keys], dtype=np.int64)
-    if groups is None and songs.fold is not None:
-        scored = songs.fold >= 0
-        pairs = np.unique(np.stack([found[scored], songs.fold[scored]]), axis=1)
-        if pairs.shape[1] > len(np.unique(pairs[0])):
-            return np.arange(len(songs))
-    return found
-
-
-def _find_classes(songs: Songs, labels: Array | None, positions: bool) -> tuple[Array, bool]:
-    """Sorted classes, and whether the columns are the classes.
-
-    Columns without names stand for the sorted labels, where as many occur as there are columns.
-    With fewer labels, if they are integers and `positions` says so, the columns are classes
-    0 .. n_columns - 1; a learnt method would rather learn what the columns mean.
-    """
-    if labels is None:
-        return np.unique(np.asarray(songs.columns)), True
-    found = np.unique(labels)
-    if songs.columns is not None:
-        names = np.asarray(songs.columns)
-        if found.dtype.kind in "iu":
-            found_names = np.array([str(label) for label in found])
-            if np.isin(found_names, names).all() and _are_integers(songs.columns):
-                return np.unique(names.astype(np.int64)), True
-        if found.dtype.kind == "U" and np.isin(found, names).all():
-            return np.unique(names), True
-        return found, False
-    if len(found) == songs.n_columns:
-        return found, True
-    if positions and found.dtype.kind in "iu" and found[0] >= 0 and found[-1] < songs.n_columns:
-        return np.arange(songs.n_columns), True
-    return found, False
-
-
-def _are_integers(columns: tuple[str, ...]) -> bool:
-    return all(c == str(int(c)) for c in columns if c.lstrip("-").isdecimal()) and all(
-        c.lstrip("-").isdecimal() for c in columns
-    )
-
-
-def _class_of_column(columns: tuple[str, ...] | None, classes: Array) -> Ints:
-    """Index into the sorted classes of each column."""
-    if columns is None:
-        return np.arange(len(classes))
-    return np.searchsorted(classes, np.asarray(columns).astype(classes.dtype))
-
-
-def _not_columns(songs: Songs, labels: Array | None, classes: Array) -> SongError:
-    if songs.columns is None or labels is None:
-        return SongError(
-            f"{len(classes)} labels for {songs.n_columns} columns without names: an averaging "
-            "rule must know which column is which class; give Songs with named columns"
-        )
-    names = {str(c) for c in songs.columns}
-    first = next(i for i, label in enumerate(labels) if str(label) not in names)
-    return SongError(
-        f"label {labels[first]!s} is the name of no column: averaging needs columns that are "
-        "classes (where scikit-learn has numbered the labels, pass plain arrays); a learnt method "
-        "does not",
-        song=str(songs.ids[first]),
-    )
-
-
-def _reorder_columns(songs: Songs, columns: tuple[str, ...]) -> Songs:
-    if songs.columns == columns:
-        return songs
-    assert songs.columns is not None
-    for name in columns:
-        if name not in songs.columns:
-            raise SongError("the model was fitted with this column; the songs lack it", column=name)
-    for name in songs.columns:
-        if name not in columns:
-            raise SongError("the model was fitted without this column", column=name)
-    order = [songs.columns.index(name) for name in columns]
-    return songs._with(values=songs.values[:, order], columns=columns)

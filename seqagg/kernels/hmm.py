@@ -201,46 +201,6 @@ def _jit(function: Any) -> Any:
 
 
 @_jit
-def _forward(log_b, offsets, startprob, transmat):  # type: ignore[no-untyped-def]
-    n_states = len(startprob)
-    out = np.empty(len(offsets) - 1)
-    alpha = np.empty(n_states)
-    ahead = np.empty(n_states)
-    for song in range(len(out)):
-        total = 0.0
-        for t in range(offsets[song], offsets[song + 1]):
-            if t == offsets[song]:
-                ahead[:] = startprob
-            else:
-                for j in range(n_states):
-                    reached = 0.0
-                    for i in range(n_states):
-                        reached += alpha[i] * transmat[i, j]
-                    ahead[j] = reached
-            top = log_b[t].max()
-            scale = 0.0
-            lost = False
-            for j in range(n_states):
-                alpha[j] = ahead[j] * np.exp(log_b[t, j] - top)
-                # A state whose share underflows may be the one that later frames need.
-                lost |= ahead[j] > 0 and alpha[j] < _TINY
-                scale += alpha[j]
-            if lost or scale < _TINY:
-                total = np.nan
-                break
-            for j in range(n_states):
-                alpha[j] /= scale
-            total += np.log(scale) + top
-        if np.isnan(total):
-            table = _log_forward(
-                log_b[offsets[song] : offsets[song + 1]], np.log(startprob), np.log(transmat)
-            )
-            total = _log_sum(table[-1])
-        out[song] = total
-    return out
-
-
-@_jit
 def _log_sum(values):  # type: ignore[no-untyped-def]
     top = values.max()
     if top == -np.inf:
@@ -268,75 +228,6 @@ def _log_backward(log_b, log_trans):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _forward_backward(log_b, offsets, startprob, transmat, posteriors, transitions):  # type: ignore[no-untyped-def]
-    """Fill posteriors, add to transitions, return the log likelihood of all songs."""
-    n_states = len(startprob)
-    longest = 0
-    for song in range(len(offsets) - 1):
-        longest = max(longest, offsets[song + 1] - offsets[song])
-    b = np.empty((longest, n_states))
-    alpha = np.empty((longest, n_states))
-    scales = np.empty(longest)
-    beta = np.empty(n_states)
-    weighted = np.empty(n_states)
-    total = 0.0
-    for song in range(len(offsets) - 1):
-        first = offsets[song]
-        n = offsets[song + 1] - first
-        song_total = 0.0
-        lost = False
-        for t in range(n):
-            top = log_b[first + t].max()
-            scale = 0.0
-            for j in range(n_states):
-                reached = startprob[j]
-                if t > 0:
-                    reached = 0.0
-                    for i in range(n_states):
-                        reached += alpha[t - 1, i] * transmat[i, j]
-                b[t, j] = np.exp(log_b[first + t, j] - top)
-                alpha[t, j] = reached * b[t, j]
-                lost |= reached > 0 and alpha[t, j] < _TINY
-                scale += alpha[t, j]
-            if lost or scale < _TINY:
-                song_total = np.nan
-                break
-            for j in range(n_states):
-                alpha[t, j] /= scale
-            scales[t] = scale
-            song_total += np.log(scale) + top
-        if np.isnan(song_total):
-            total += _log_forward_backward(
-                log_b[first : first + n],
-                startprob,
-                transmat,
-                posteriors[first : first + n],
-                transitions,
-            )
-            continue
-        total += song_total
-        beta[:] = 1.0
-        for j in range(n_states):
-            posteriors[first + n - 1, j] = alpha[n - 1, j]
-        for t in range(n - 2, -1, -1):
-            for j in range(n_states):
-                weighted[j] = b[t + 1, j] * beta[j] / scales[t + 1]
-            for i in range(n_states):
-                back = 0.0
-                if alpha[t, i] == 0:  # out of reach; what follows it may be beyond all floats
-                    beta[i] = 0.0
-                    posteriors[first + t, i] = 0.0
-                    continue
-                for j in range(n_states):
-                    step = transmat[i, j] * weighted[j]
-                    back += step
-                    transitions[i, j] += alpha[t, i] * step
-                beta[i] = back
-                posteriors[first + t, i] = alpha[t, i] * back
-    return total
-
-
-@_jit
 def _log_forward_backward(log_b, startprob, transmat, posteriors, transitions):  # type: ignore[no-untyped-def]
     log_trans = np.log(transmat)
     forward = _log_forward(log_b, np.log(startprob), log_trans)
@@ -349,4 +240,99 @@ def _log_forward_backward(log_b, startprob, transmat, posteriors, transitions): 
                 transitions[i, j] += np.exp(
                     forward[t, i] + log_trans[i, j] + log_b[t + 1, j] + backward[t + 1, j] - total
                 )
+    return total
+
+
+@_jit
+def _longest(offsets):  # type: ignore[no-untyped-def]
+    longest = 0
+    for song in range(len(offsets) - 1):
+        longest = max(longest, offsets[song + 1] - offsets[song])
+    return longest
+
+
+@_jit
+def _scaled_forward(log_b, startprob, transmat, b, alpha, scales):  # type: ignore[no-untyped-def]
+    """Fill densities, shares and scales of one song; its log likelihood, NaN if a share is lost."""
+    n_states = len(startprob)
+    total = 0.0
+    for t in range(len(log_b)):
+        top = log_b[t].max()
+        scale = 0.0
+        for j in range(n_states):
+            reached = startprob[j]
+            if t > 0:
+                reached = 0.0
+                for i in range(n_states):
+                    reached += alpha[t - 1, i] * transmat[i, j]
+            b[t, j] = np.exp(log_b[t, j] - top)
+            alpha[t, j] = reached * b[t, j]
+            # A state whose share underflows may be the one that later frames need.
+            if reached > 0 and alpha[t, j] < _TINY:
+                return np.nan
+            scale += alpha[t, j]
+        if scale < _TINY:
+            return np.nan
+        for j in range(n_states):
+            alpha[t, j] /= scale
+        scales[t] = scale
+        total += np.log(scale) + top
+    return total
+
+
+@_jit
+def _scaled_backward(transmat, b, alpha, scales, posteriors, transitions):  # type: ignore[no-untyped-def]
+    """Fill the posteriors of one song, and add its expected transitions."""
+    n, n_states = posteriors.shape
+    beta = np.ones(n_states)
+    weighted = np.empty(n_states)
+    posteriors[n - 1] = alpha[n - 1]
+    for t in range(n - 2, -1, -1):
+        for j in range(n_states):
+            weighted[j] = b[t + 1, j] * beta[j] / scales[t + 1]
+        for i in range(n_states):
+            back = 0.0
+            if alpha[t, i] > 0:  # out of reach, what follows may be beyond all floats
+                for j in range(n_states):
+                    step = transmat[i, j] * weighted[j]
+                    back += step
+                    transitions[i, j] += alpha[t, i] * step
+            beta[i] = back
+            posteriors[t, i] = alpha[t, i] * back
+
+
+@_jit
+def _forward(log_b, offsets, startprob, transmat):  # type: ignore[no-untyped-def]
+    """Log likelihood of each song."""
+    out = np.empty(len(offsets) - 1)
+    longest = _longest(offsets)
+    b = np.empty((longest, len(startprob)))
+    alpha = np.empty((longest, len(startprob)))
+    scales = np.empty(longest)
+    for song in range(len(out)):
+        mine = log_b[offsets[song] : offsets[song + 1]]
+        out[song] = _scaled_forward(mine, startprob, transmat, b, alpha, scales)
+        if np.isnan(out[song]):
+            out[song] = _log_sum(_log_forward(mine, np.log(startprob), np.log(transmat))[-1])
+    return out
+
+
+@_jit
+def _forward_backward(log_b, offsets, startprob, transmat, posteriors, transitions):  # type: ignore[no-untyped-def]
+    """Fill posteriors, add to transitions, return the log likelihood of all songs."""
+    longest = _longest(offsets)
+    b = np.empty((longest, len(startprob)))
+    alpha = np.empty((longest, len(startprob)))
+    scales = np.empty(longest)
+    total = 0.0
+    for song in range(len(offsets) - 1):
+        first, end = offsets[song], offsets[song + 1]
+        found = _scaled_forward(log_b[first:end], startprob, transmat, b, alpha, scales)
+        if np.isnan(found):
+            found = _log_forward_backward(
+                log_b[first:end], startprob, transmat, posteriors[first:end], transitions
+            )
+        else:
+            _scaled_backward(transmat, b, alpha, scales, posteriors[first:end], transitions)
+        total += found
     return total

@@ -1,0 +1,127 @@
+"""Where EM begins: frames whitened within classes, and a first model of them.
+
+Conventions
+-----------
+``(x - center) @ basis`` has the identity as its covariance within classes. Starting models have
+unit covariances there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from seqagg.kernels.hmm import GaussianParameters
+from seqagg.songs import Songs
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_EIGENVALUE_FLOOR = 1e-2
+"""Smallest eigenvalue of the columns' correlation that whitening stretches to 1."""
+
+_KMEANS_FRAMES = 2000
+_KMEANS_ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a class's HMM looks like before it is fitted."""
+
+    n_states: int
+    covariance_type: str
+    topology: str
+
+    def __str__(self) -> str:
+        return f"{self.n_states} {self.covariance_type} {self.topology} states"
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Linear map to whitened frames."""
+
+    center: Floats  # (n_columns,)
+    basis: Floats  # (n_columns, n_columns)
+
+    def __call__(self, songs: Songs) -> Floats:
+        """Whiten all frames, shape (n_frames, n_columns)."""
+        return np.asarray((songs.values - self.center) @ self.basis)
+
+
+def whiten_within(songs: Songs, y: Ints) -> Whitening:
+    """Basis in which frames have the identity as their covariance within classes."""
+    frames = songs.values.astype(np.float64)
+    class_of_frame = np.repeat(y, songs.lengths)
+    residual = frames.copy()
+    for k in np.unique(y):
+        mine = class_of_frame == k
+        residual[mine] -= frames[mine].mean(axis=0)
+    covariance = residual.T @ residual / len(residual)
+    spread = np.sqrt(np.maximum(np.diagonal(covariance), 1e-6))
+    values, vectors = np.linalg.eigh(covariance / np.outer(spread, spread))
+    basis = vectors / np.sqrt(np.maximum(values, _EIGENVALUE_FLOOR)) / spread[:, None]
+    return Whitening(frames.mean(axis=0), basis)
+
+
+def starting_model(
+    frames: Floats, offsets: Ints, n_states: int, shape: Shape, rng: np.random.Generator
+) -> GaussianParameters:
+    """First model of a class's frames: states by k-means, or equal parts of the songs."""
+    n_features = frames.shape[1]
+    if shape.topology == "ergodic":
+        means = _kmeans(frames, n_states, rng)
+        startprob = np.full(n_states, 1 / n_states)
+        leave = 0.3 / max(n_states - 1, 1)
+        transmat = np.full((n_states, n_states), leave)
+        np.fill_diagonal(transmat, 1 - leave * (n_states - 1))
+    else:
+        means = _means_of_parts(frames, offsets, n_states)
+        startprob, transmat = _left_right(n_states, float(np.diff(offsets).mean()))
+    covars = np.ones((n_states, n_features))
+    if shape.covariance_type == "full":
+        covars = np.tile(np.eye(n_features), (n_states, 1, 1))
+    return GaussianParameters(startprob, transmat, means, covars)
+
+
+def _kmeans(frames: Floats, n_clusters: int, rng: np.random.Generator) -> Floats:
+    """Centres by k-means++ and a few rounds of Lloyd on a sample of the frames.
+
+    EM refines them; scikit-learn's k-means took longer than all of EM.
+    """
+    from sklearn.cluster import kmeans_plusplus
+
+    if len(frames) > _KMEANS_FRAMES:
+        frames = frames[rng.choice(len(frames), _KMEANS_FRAMES, replace=False)]
+    centres, _ = kmeans_plusplus(frames, n_clusters, random_state=int(rng.integers(2**31)))
+    for _ in range(_KMEANS_ROUNDS):
+        distance = (centres**2).sum(axis=1) - 2 * frames @ centres.T  # up to a constant per frame
+        member = np.eye(n_clusters)[distance.argmin(axis=1)]
+        count = member.sum(axis=0)[:, None]
+        centres = np.where(count > 0, member.T @ frames / np.maximum(count, 1), centres)
+    return np.asarray(centres)
+
+
+def _means_of_parts(frames: Floats, offsets: Ints, n_parts: int) -> Floats:
+    """Mean frame of each of the equal parts that songs are cut into."""
+    lengths = np.diff(offsets)
+    place = np.arange(len(frames)) - np.repeat(offsets[:-1], lengths)
+    part = (place + 0.5) / np.repeat(lengths, lengths) * n_parts
+    member = np.eye(n_parts)[np.minimum(part.astype(int), n_parts - 1)]
+    count = member.sum(axis=0)[:, None]
+    everywhere = frames.mean(axis=0)
+    means = np.where(count > 0, member.T @ frames / np.maximum(count, 1), everywhere)
+    return np.asarray(means)
+
+
+def _left_right(n_states: int, mean_length: float) -> tuple[Floats, Floats]:
+    """Starts and transitions of states that run one way and skip at most one."""
+    leave = min(0.9, n_states / max(mean_length, 1.0))
+    transmat = (
+        (1 - leave) * np.eye(n_states)
+        + 0.8 * leave * np.eye(n_states, k=1)
+        + 0.2 * leave * np.eye(n_states, k=2)
+    )
+    startprob = np.array([0.9, 0.1, *[0.0] * n_states])[:n_states]
+    return startprob / startprob.sum(), transmat / transmat.sum(axis=1, keepdims=True)
