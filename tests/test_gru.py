@@ -506,6 +506,7 @@ class TestHistory:
         for history in model.history_:
             assert history[0]["held_out"] == pytest.approx(math.log(3), abs=0.3)
             assert min(row["held_out"] for row in history) < 0.6 * math.log(3)
+            assert history[1]["crops"] == pytest.approx(math.log(3), abs=0.5)
             assert history[-1]["crops"] < 0.8 * history[1]["crops"]
 
     def test_the_best_epoch_is_the_one_that_is_kept(self) -> None:
