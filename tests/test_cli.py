@@ -676,6 +676,8 @@ def test_an_interrupt_while_writing_leaves_nothing(cache, command):
     }[command]
     code = f"""
 import os, signal
+# A shell that starts the tests in the background has interrupts ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGINT)
 from seqagg.cli import main
 main({[str(a) for a in args]!r})
@@ -698,7 +700,11 @@ def test_an_interrupt_while_fitting_leaves_nothing(cache, monkeypatch):
     monkeypatch.setattr(MeanLogOdds, "fit", interrupted)
     out = cache.parent / "m.safetensors"
     args = ["fit", str(cache), "--method", "logodds", "--out", str(out)]
-    done = CliRunner().invoke(cli.main, args)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = CliRunner().invoke(cli.main, args)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done.exit_code == 130
     assert done.stderr == "seqagg: interrupted\n"
     assert list(cache.parent.iterdir()) == [cache]
