@@ -8,6 +8,9 @@ asked for.
 
 Folds are drawn from the songs in the order of their names, so that the order in which they are
 given moves no song to another fold. Songs reach the methods in the order given.
+
+Where songs have several labels each, ``y`` and predictions are indicators of shape
+(n_songs, n_classes), and methods are compared by the label ranking average precision of each song.
 """
 
 from __future__ import annotations
@@ -23,20 +26,28 @@ import numpy.typing as npt
 import pyarrow as pa
 from sklearn.base import clone
 
+from seqagg import evaluation_multilabel
 from seqagg.aggregators import make_aggregator
 from seqagg.aggregators.base import Aggregator
-from seqagg.aggregators.checks import check_labels, find_classes
+from seqagg.aggregators.checks import check_labels, find_classes, find_targets
 from seqagg.errors import ParameterError, SongError
-from seqagg.evaluation import compare, evaluate, group_indices, holm
+from seqagg.evaluation import (
+    Comparison,
+    compare,
+    compare_scores,
+    evaluate,
+    group_indices,
+    holm,
+)
 from seqagg.folds import grouped_folds
 from seqagg.results import (
     METADATA_KEY,
-    PREDICTIONS,
     BenchmarkResult,
     ComparisonRow,
     Row,
     command_line,
     comparison_rows,
+    predictions_schema,
     results_table,
     songs_checksum,
     type_name,
@@ -145,6 +156,7 @@ def benchmark(
         "cache": name,
         "checksum": songs_checksum(songs) if checksum is None else checksum,
         "seed": seed,
+        "task": songs.task,
         "classes": problem.names,
         "folds": None if has_split else len(problem.folds),
         "n_resamples": n_resamples,
@@ -182,9 +194,13 @@ class _Problem:
     songs: Songs
     classes: Array  # (n_classes,), sorted, of the labels' own type
     columns_are_classes: bool
-    y: Ints  # (n_songs,), into classes
+    y: Ints  # (n_songs,), into classes, or an indicator (n_songs, n_classes)
     groups: Ints  # (n_songs,)
     folds: list[_Fold]
+
+    @property
+    def multilabel(self) -> bool:
+        return self.y.ndim == 2
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -200,7 +216,7 @@ class _Problem:
 class _Run:
     """What one method said; songs that are not scored have -1 and NaN."""
 
-    prediction: Ints  # (n_songs,), into classes
+    prediction: Ints  # of the shape of y
     probability: Floats  # (n_songs, n_classes)
     fit_seconds: list[float]  # one per fold
     predict_seconds: list[float]
@@ -276,13 +292,22 @@ def _applicable(
         return aggregators, []
     kept = {m: a for m, a in aggregators.items() if not a.needs_class_columns}
     columns = set(problem.songs.columns or ())
-    labels = [problem.names[k] for k in problem.y]
-    first = next((i for i, label in enumerate(labels) if label not in columns), 0)
-    why = f"labels such as {labels[first]!r} are not the names of columns: nothing to average"
+    foreign = np.array([name not in columns for name in problem.names])
+    has = _has(problem)
+    first = int(np.argmax((has & foreign).any(axis=1)))
+    label = problem.names[int(np.argmax(has[first] & (foreign | ~foreign.any())))]
+    why = f"labels such as {label!r} are not the names of columns: nothing to average"
     if not kept:
         raise SongError(f"{why}; a learnt method does without", song=str(problem.songs.ids[first]))
     left = [m for m in aggregators if m not in kept]
     return kept, [f"{why}, so that {', '.join(left)} are left out and no baseline is compared"]
+
+
+def _has(problem: _Problem) -> npt.NDArray[np.bool_]:
+    """Which song has which class, shape (n_songs, n_classes)."""
+    if problem.multilabel:
+        return np.asarray(problem.y == 1)
+    return np.asarray(problem.y[:, None] == np.arange(len(problem.names)))
 
 
 # Songs and folds.
@@ -292,8 +317,6 @@ def _select(songs: Songs, *, given_split: bool) -> tuple[Songs, dict[str, tuple[
     """Songs that can be used, the others by reason, and whether the split given is followed."""
     if not isinstance(songs, Songs):
         raise SongError(f"a benchmark needs Songs with labels, not {type(songs).__name__}")
-    if songs.task != "multiclass":
-        raise SongError("songs with several labels each are not supported")
     if songs.labels is None:
         raise SongError("labels are needed: give songs that carry labels")
     sides = [] if songs.split is None else songs.split.tolist()
@@ -323,10 +346,15 @@ def _select(songs: Songs, *, given_split: bool) -> tuple[Songs, dict[str, tuple[
 
 
 def _pose(songs: Songs, has_split: bool, n_folds: int, seed: int) -> _Problem:
-    songs, labels, classes, columns_are_classes = _name_columns(songs)
-    if len(classes) < 2:
-        raise SongError(f"all songs have the label {classes[0]!s}: nothing to tell apart")
-    y = np.searchsorted(classes, labels)
+    if songs.task == "multilabel":
+        songs, y, classes, columns_are_classes = _name_columns_of_several(songs)
+        if (y == y[0]).all():
+            raise SongError("all songs have the same labels: nothing to tell apart")
+    else:
+        songs, labels, classes, columns_are_classes = _name_columns(songs)
+        if len(classes) < 2:
+            raise SongError(f"all songs have the label {classes[0]!s}: nothing to tell apart")
+        y = np.searchsorted(classes, labels)
     groups = group_indices(songs.groups, len(songs))
     if has_split:
         sides = [np.flatnonzero(songs.split == side) for side in ("train", "test")]
@@ -356,11 +384,23 @@ def _name_columns(songs: Songs) -> tuple[Songs, Array, Array, bool]:
     return songs, labels, np.sort(classes), True
 
 
+def _name_columns_of_several(songs: Songs) -> tuple[Songs, Ints, Array, bool]:
+    """Songs, their indicator, the classes, and whether the columns are the classes."""
+    targets = find_targets(songs, None, required=True, positions=True)
+    assert targets.y is not None
+    columns_are_classes = targets.class_of_column is not None
+    if columns_are_classes and songs.columns is None:
+        songs = songs.replace(columns=targets.classes.tolist())
+    return songs, targets.y, targets.classes, columns_are_classes
+
+
 def _draw_folds(songs: Songs, y: Ints, groups: Ints, n_folds: int, seed: int) -> list[_Fold]:
     """Folds that keep groups together and, as far as that allows, classes in proportion."""
     order = np.array(sorted(range(len(songs)), key=lambda i: str(songs.ids[i])))
-    # Numbered by first appearance: what classes and groups are called moves no song either.
-    labels = group_indices(y[order], len(y))
+    # Numbered by first appearance (of several labels, ordered by the songs that have them): what
+    # classes and groups are called moves no song either.
+    labels = y[order]
+    labels = labels[:, np.lexsort(labels)] if y.ndim == 2 else group_indices(labels, len(y))
     units = group_indices(groups[order], len(y))
     n_groups = int(units.max()) + 1
     if n_groups < n_folds:
@@ -373,11 +413,12 @@ def _draw_folds(songs: Songs, y: Ints, groups: Ints, n_folds: int, seed: int) ->
 
 def _refuse_unseen(problem: _Problem) -> None:
     """Refuse a label to be predicted that no training song has."""
+    has = _has(problem)
     for fold in problem.folds:
-        unseen = ~np.isin(problem.y[fold.test], problem.y[fold.train])
+        unseen = has[fold.test] & ~has[fold.train].any(axis=0)
         if unseen.any():
-            song = fold.test[np.argmax(unseen)]
-            label = problem.names[problem.y[song]]
+            row = int(np.argmax(unseen.any(axis=1)))
+            song, label = fold.test[row], problem.names[int(np.argmax(unseen[row]))]
             where = "" if fold.number is None else f" of fold {fold.number}"
             raise SongError(
                 f"label {label!r} was never seen in training: no training song{where} has it",
@@ -396,7 +437,8 @@ def _run_all(
     runs: dict[str, _Run] = {}
     for name, aggregator in aggregators.items():
         n_songs, n_classes = len(problem.songs), len(problem.classes)
-        run = _Run(np.full(n_songs, -1), np.full((n_songs, n_classes), np.nan), [], [])
+        nowhere = np.full((n_songs, n_classes), np.nan)
+        run = _Run(np.full(problem.y.shape, -1), nowhere, [], [])
         for i, fold in enumerate(problem.folds):
             where = "" if fold.number is None else f", fold {i + 1} of {len(problem.folds)}"
             report(len(runs) * len(problem.folds) + i, total, name + where)
@@ -415,7 +457,9 @@ def _run_fold(name: str, aggregator: Aggregator, problem: _Problem, fold: _Fold,
     predicted = time.perf_counter()
     if not np.array_equal(aggregator.classes_, problem.classes):
         raise ParameterError(f"method {name!r} has other classes than the songs")
-    run.prediction[fold.test] = np.searchsorted(problem.classes, prediction)
+    if not problem.multilabel:
+        prediction = np.searchsorted(problem.classes, prediction)
+    run.prediction[fold.test] = prediction
     run.probability[fold.test] = aggregator.predict_proba(test)
     run.fit_seconds.append(fitted - started)
     run.predict_seconds.append(predicted - fitted)
@@ -439,27 +483,32 @@ def _compare_all(
     n_resamples: int,
 ) -> tuple[ComparisonRow, ...]:
     """Every method shown against every baseline, adjusted for their number by baseline."""
-    scored = problem.scored
+    metric = "lrap" if problem.multilabel else "accuracy"
     rows = []
     for baseline in (b for b in BASELINES if b in runs):
         pairs = {
-            m: compare(
-                problem.y[scored],
-                runs[m].prediction[scored],
-                runs[baseline].prediction[scored],
-                problem.groups[scored],
-                seed,
-                n_resamples,
-            )
+            m: _compare(runs[m], runs[baseline], problem, seed, n_resamples)
             for m in shown
             if m != baseline
         }
         adjusted = holm([pair.p_value for pair in pairs.values()])
         rows += [
-            ComparisonRow(m, baseline, pair, float(p))
+            ComparisonRow(m, baseline, pair, float(p), metric)
             for (m, pair), p in zip(pairs.items(), adjusted, strict=True)
         ]
     return tuple(rows)
+
+
+def _compare(a: _Run, b: _Run, problem: _Problem, seed: int, n_resamples: int) -> Comparison:
+    """Compare by right or wrong, or by how well several labels are ranked."""
+    scored = problem.scored
+    y, groups = problem.y[scored], problem.groups[scored]
+    if problem.multilabel:
+        ranked_a, ranked_b = (
+            evaluation_multilabel.lrap_of_songs(y, run.probability[scored]) for run in (a, b)
+        )
+        return compare_scores(ranked_a, ranked_b, groups, seed, n_resamples)
+    return compare(y, a.prediction[scored], b.prediction[scored], groups, seed, n_resamples)
 
 
 def _group_notes(problem: _Problem) -> list[str]:
@@ -485,12 +534,11 @@ def _metric_rows(method: str, run: _Run, problem: _Problem) -> Iterator[Row]:
     ]
     everything = (None, problem.scored, list(range(len(problem.folds))))
     for number, test, folds in (*parts, everything):
-        found = evaluate(
-            problem.y[test],
-            run.prediction[test],
-            run.probability[test],
-            np.arange(len(problem.names)),
-        )
+        answers = problem.y[test], run.prediction[test], run.probability[test]
+        if problem.multilabel:
+            found = evaluation_multilabel.evaluate(*answers)
+        else:
+            found = evaluate(*answers, np.arange(len(problem.names)))
         found["n_songs"] = len(test)
         found["fit_seconds"] = sum(run.fit_seconds[i] for i in folds)
         found["predict_seconds"] = sum(run.predict_seconds[i] for i in folds)
@@ -504,7 +552,6 @@ def _predictions_table(runs: Mapping[str, _Run], problem: _Problem, seed: int) -
     fold_of: Array = np.full(len(problem.songs), None)
     for fold in problem.folds:
         fold_of[fold.test] = fold.number
-    names = pa.array(problem.names)
     offsets = pa.array(np.arange(n_scored + 1) * n_classes, type=pa.int32())
     tables = []
     for method, run in runs.items():
@@ -514,9 +561,17 @@ def _predictions_table(runs: Mapping[str, _Run], problem: _Problem, seed: int) -
             [method] * n_scored,
             fold_of[scored].tolist(),
             [seed] * n_scored,
-            names.take(pa.array(problem.y[scored])),
-            names.take(pa.array(run.prediction[scored])),
+            _names_of(problem.y[scored], problem),
+            _names_of(run.prediction[scored], problem),
             pa.ListArray.from_arrays(offsets, flat),
         ]
-        tables.append(pa.table(columns, schema=PREDICTIONS))
+        tables.append(pa.table(columns, schema=predictions_schema(problem.multilabel)))
     return pa.concat_tables(tables)
+
+
+def _names_of(y: Ints, problem: _Problem) -> pa.Array:
+    """Name of each song's class, or list of the names of its classes."""
+    if not problem.multilabel:
+        return pa.array(problem.names).take(pa.array(y))
+    names = [[problem.names[k] for k in np.flatnonzero(row)] for row in y]
+    return pa.array(names, type=pa.list_(pa.string()))

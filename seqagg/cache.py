@@ -12,7 +12,11 @@ nothing is copied). A folder of such files is one cache, in the order of their n
 from __future__ import annotations
 
 import json
+import mmap
 import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,6 +38,14 @@ _METADATA_KEY = b"seqagg"
 _KNOWN_KEYS = {"version", "columns", "kind", "task", "note"}
 _ROW_GROUP_BYTES = 64 * 2**20
 """Uncompressed scores per Parquet row group: what a reader must hold at once."""
+
+_BATCH_BYTES = 16 * 2**20
+"""Scores that are read at a time: few enough to stay in a processor's cache until they are used."""
+
+_MAPPED_BYTES = 16 * _BATCH_BYTES
+"""What of a memory-mapped file is used before its pages are given back."""
+
+_COLUMNS = ["song_id", "label", "group", "split", "fold", "start", "scores"]
 
 
 def write_cache(songs: Songs, path: str | os.PathLike[str]) -> None:
@@ -96,15 +108,81 @@ def read_cache(path: str | os.PathLike[str]) -> Songs:
     CacheError
         Names the file, song and column that cannot be used.
     """
-    source = Path(path)
-    if not source.is_dir():
-        return _read_file(source)
-    files = sorted(
-        p for p in source.iterdir() if p.suffix in SUFFIXES and not p.name.startswith(".")
-    )
-    if not files:
-        raise CacheError(f"the folder holds no {' or '.join(SUFFIXES)} file", file=path)
-    return _concatenate([_read_file(p) for p in files], files)
+    files = _files(Path(path))
+    parts = [_read_file(file) for file in files]
+    return _concatenate(parts, files) if Path(path).is_dir() else parts[0]
+
+
+class CacheBatches:
+    """A cache that is read while it is used, some songs at a time.
+
+    The ids of all songs are read at once, so that one that stands there twice is found before any
+    work is done; all else is checked batch by batch as `read_cache` checks it.
+
+    Parameters
+    ----------
+    path : path-like
+        A ``.parquet`` or ``.arrow`` file, or a folder that holds some.
+    n_bytes : int
+        About how much of the file a batch is.
+
+    Attributes
+    ----------
+    n_songs : int
+        Number of songs.
+    splits : Counter of str
+        Songs of each split.
+
+    Raises
+    ------
+    CacheError
+        Names the file, song and column that cannot be used.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, n_bytes: int = _BATCH_BYTES) -> None:
+        self._path = Path(path)
+        self._n_bytes = n_bytes
+        self._files = _files(self._path)
+        self.splits: Counter[str] = Counter()
+        all_ids = []
+        headers = []
+        for file in self._files:
+            table = _read_table(file, ["song_id", "split"])
+            headers.append(_read_header(file, table.schema.metadata))
+            _refuse_differences(headers[0], headers[-1], self._files[0], file)
+            all_ids.append(_read_ids(file, table).cast(pa.large_string()))
+            _refuse_twice(all_ids[-1], file)
+            split = _column(file, table, "split", "string", _is_text)
+            if split is not None:
+                for found in split.drop_null().value_counts():
+                    self.splits[found["values"].as_py()] += found["counts"].as_py()
+        ids = pa.chunked_array(all_ids)
+        if len(self._files) > 1:
+            _refuse_twice(ids, self._path)
+        self.n_songs = len(ids)
+
+    def read(self, split: str | None = None) -> Iterator[tuple[Songs, pa.Array | None]]:
+        """Songs of a split, or all, with their labels.
+
+        Yields
+        ------
+        songs : Songs
+            Ids, scores, fold and start.
+        labels : pyarrow.Array of str or list of str, or None
+            Null where the label is unknown.
+        """
+        for file in self._files:
+            for table in _read_tables(file, self._n_bytes):
+                songs, text = _to_songs(file, table, _read_header(file, table.schema.metadata))
+                labels = text["labels"]
+                if split is not None:
+                    there = text["split"]
+                    if there is None:
+                        continue
+                    chosen = pc.fill_null(pc.equal(there, split), False)
+                    songs = songs[np.asarray(chosen)]
+                    labels = labels if labels is None else labels.filter(chosen)
+                yield songs, labels
 
 
 def _to_table(songs: Songs, target: Path) -> pa.Table:
@@ -185,46 +263,190 @@ def _is_unicode(value: Any) -> bool:
     return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
+def _files(source: Path) -> list[Path]:
+    """The files of a cache, in the order of their names."""
+    if not source.is_dir():
+        return [source]
+    files = sorted(
+        p for p in source.iterdir() if p.suffix in SUFFIXES and not p.name.startswith(".")
+    )
+    if not files:
+        raise CacheError(f"the folder holds no {' or '.join(SUFFIXES)} file", file=source)
+    return files
+
+
 def _read_file(path: Path) -> Songs:
-    table = _read_table(path)
-    header = _read_header(path, table.schema.metadata)
-    columns = header["columns"]
-    ids = _read_ids(path, table)
-    values, offsets = _read_scores(path, table, ids, columns)
+    if path.suffix == ".parquet":
+        songs, text = _read_parquet(path)
+    else:
+        table = _read_table(path, _COLUMNS)
+        songs, text = _to_songs(path, table, _read_header(path, table.schema.metadata))
+    return songs._with(**{name: _objects(column) for name, column in text.items()})
+
+
+def _read_parquet(path: Path) -> tuple[Songs, dict[str, pa.Array | None]]:
+    """Decode by small pieces into one array: the memory of a piece serves the next one.
+
+    All at once, most of the time goes into fresh memory, which is then copied into one piece.
+    """
+    table = _read_table(path, ["song_id"])
+    header, ids = _read_header(path, table.schema.metadata), _read_ids(path, table)
+    parts: list[Songs] = []
+    texts: list[dict[str, pa.Array | None]] = []
+    with _reading(path):
+        flat = np.empty(_n_scores(path), dtype=np.float32)
+        end = 0
+        for piece in _read_tables(path, _BATCH_BYTES):
+            songs, text = _to_songs(path, piece, header)
+            start, end = end, end + songs.values.size
+            flat[start:end] = songs.values.reshape(-1)
+            parts.append(songs._with(values=songs.values[:0]))
+            texts.append(text)
+    if not parts:
+        return _to_songs(path, _read_table(path, _COLUMNS), header)
+    lengths = np.concatenate([part.lengths for part in parts])
     fields: dict[str, Any] = {
-        "ids": ids,
-        "labels": _read_labels(path, table, header["task"]),
-        "groups": _read_strings(path, table, "group"),
-        "split": _read_strings(path, table, "split"),
-        "fold": _read_fold(path, table),
-        "start": _read_start(path, table, ids, offsets),
+        name: None
+        if getattr(parts[0], name) is None
+        else np.concatenate([getattr(part, name) for part in parts])
+        for name in ("fold", "start")
     }
+    joined = {
+        name: None if column is None else pa.concat_arrays([text[name] for text in texts])
+        for name, column in texts[0].items()
+    }
+    values = flat[:end].reshape(-1, max(len(header["columns"]), 1))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
     try:
-        return Songs(values, offsets, **fields, **header)
+        return Songs(values, offsets, ids=ids, **fields, **header), joined
     except SeqaggError as error:
         raise CacheError(error.message, file=path, song=error.song, column=error.column) from None
 
 
-def _read_table(path: Path) -> pa.Table:
+def _n_scores(path: Path) -> int:
+    """Scores in a Parquet file; a song without any counts as one."""
+    metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    return sum(c.num_values for c in columns if c.path_in_schema.startswith("scores."))
+
+
+def _to_songs(
+    path: Path, table: pa.Table, header: dict[str, Any]
+) -> tuple[Songs, dict[str, pa.Array | None]]:
+    """Songs without a Python object for each, and by field their text, which stays Arrow."""
+    ids = _read_ids(path, table)
+    text = {
+        "labels": _read_labels(path, table, header["task"]),
+        "groups": _column(path, table, "group", "string", _is_text),
+        "split": _column(path, table, "split", "string", _is_text),
+    }
+    values, offsets = _read_scores(path, table, ids, header["columns"])
+    fold, start = _read_fold(path, table), _read_start(path, table, ids, offsets)
+    try:
+        return Songs(values, offsets, ids=ids, fold=fold, start=start, **header), text
+    except SeqaggError as error:
+        raise CacheError(error.message, file=path, song=error.song, column=error.column) from None
+
+
+def _read_table(path: Path, names: list[str]) -> pa.Table:
+    """Those columns of a file, if they are there."""
+    with _reading(path):
+        if path.suffix == ".arrow":
+            with pa.memory_map(os.fspath(path)) as source:
+                table = pa.ipc.open_file(source).read_all()
+            _refuse_repeated(path, table.schema)
+            table = table.select(_present(table.schema, names))
+        else:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                _refuse_repeated(path, file.schema_arrow)
+                table = file.read(columns=_present(file.schema_arrow, names))
+        table.validate(full=True)
+    return table
+
+
+def _read_tables(path: Path, n_bytes: int) -> Iterator[pa.Table]:
+    """All columns of a file, about so many bytes at a time."""
+    with _reading(path):
+        for table in (_arrow_pieces if path.suffix == ".arrow" else _parquet_pieces)(path, n_bytes):
+            table.validate(full=True)
+            yield table
+
+
+def _parquet_pieces(path: Path, n_bytes: int) -> Iterator[pa.Table]:
+    # Through a buffer: one row group of another writer may be the whole file.
+    settings = {"page_checksum_verification": True, "pre_buffer": False, "buffer_size": 2**20}
+    with pq.ParquetFile(path, **settings) as file:
+        names = _present(file.schema_arrow, _COLUMNS)
+        for i in range(file.num_row_groups):
+            group = file.metadata.row_group(i)
+            n_songs = _songs_in(n_bytes, group.num_rows, group.total_byte_size)
+            for batch in file.iter_batches(n_songs, [i], names, use_threads=False):
+                table = pa.Table.from_batches([batch])
+                yield table.replace_schema_metadata(file.schema_arrow.metadata)
+
+
+def _arrow_pieces(path: Path, n_bytes: int) -> Iterator[pa.Table]:
+    with path.open("rb") as source:
+        mapped = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
+    file = pa.ipc.open_file(pa.py_buffer(mapped))
+    used = 0
+    for i in range(file.num_record_batches):
+        batch = file.get_batch(i)
+        n_songs = _songs_in(n_bytes, len(batch), batch.nbytes)
+        for first in range(0, len(batch), n_songs):
+            table = pa.Table.from_batches([batch.slice(first, n_songs)])
+            yield table.select(_present(table.schema, _COLUMNS))
+            used += n_bytes
+            if used >= _MAPPED_BYTES and hasattr(mapped, "madvise"):
+                # Pages once read would count as ours. Whoever still needs one gets it again.
+                mapped.madvise(mmap.MADV_DONTNEED)
+                used = 0
+
+
+def _songs_in(n_bytes: int, n_songs: int, n_all_bytes: int) -> int:
+    return max(1, n_bytes * n_songs // max(n_all_bytes, 1))
+
+
+def _present(schema: pa.Schema, names: list[str]) -> list[str]:
+    return [name for name in names if name in schema.names]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say of every error that Arrow may raise which file it is about."""
     if path.suffix not in SUFFIXES:
         raise CacheError(f"not a cache: the name ends in none of {', '.join(SUFFIXES)}", file=path)
     if not path.exists():
         raise CacheError("no such file", file=path)
-    wanted = ["song_id", "label", "group", "split", "fold", "start", "scores"]
     try:
-        if path.suffix == ".arrow":
-            with pa.memory_map(os.fspath(path)) as source:
-                table = pa.ipc.open_file(source).read_all()
-        else:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                table = file.read(columns=[n for n in wanted if n in file.schema_arrow.names])
-        table.validate(full=True)
+        yield
+    except SeqaggError:
+        raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise CacheError(f"cannot be read: {error}", file=path) from None
-    for name in wanted:
-        if table.column_names.count(name) > 1:
+
+
+def _refuse_repeated(path: Path, schema: pa.Schema) -> None:
+    for name in _COLUMNS:
+        if schema.names.count(name) > 1:
             raise CacheError("two columns of this name", file=path, column=name)
-    return table
+
+
+def _refuse_twice(ids: pa.Array, path: Path) -> None:
+    if len(ids.unique()) == len(ids):
+        return
+    counts = ids.value_counts()
+    name = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0].as_py()
+    raise CacheError(f"song {name!r} stands there twice", file=path, song=name)
+
+
+def _refuse_differences(
+    first: dict[str, Any], other: dict[str, Any], first_file: Path, file: Path
+) -> None:
+    for name in ("columns", "kind", "task"):
+        if other[name] != first[name]:
+            raise CacheError(f"{name} differ from those of {first_file.name}", file=file)
 
 
 def _read_header(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
@@ -289,36 +511,36 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
-def _read_strings(path: Path, table: pa.Table, name: str) -> npt.NDArray[Any] | None:
-    column = _column(path, table, name, "string", _is_text)
-    return None if column is None else column.to_numpy(zero_copy_only=False)
-
-
-def _read_ids(path: Path, table: pa.Table) -> npt.NDArray[Any]:
-    ids = _read_strings(path, table, "song_id")
+def _read_ids(path: Path, table: pa.Table) -> pa.Array:
+    ids = _column(path, table, "song_id", "string", _is_text)
     if ids is None:
         raise CacheError("no column of this name", file=path, column="song_id")
-    if table["song_id"].null_count:
-        row = int(np.argmax([i is None for i in ids]))
+    if ids.null_count:
+        row = int(np.argmax(np.asarray(ids.is_null())))
         raise CacheError(f"row {row} has no id", file=path, column="song_id")
     return ids
 
 
-def _read_labels(path: Path, table: pa.Table, task: Task) -> npt.NDArray[Any] | None:
+def _read_labels(path: Path, table: pa.Table, task: Task) -> pa.Array | None:
     if task == "multiclass":
-        return _read_strings(path, table, "label")
-    column = _column(
+        return _column(path, table, "label", "string", _is_text)
+    return _column(
         path,
         table,
         "label",
         "list of string",
         lambda kind: _is_list(kind) and _is_text(kind.value_type),
     )
+
+
+def _objects(column: pa.Array | None) -> npt.NDArray[Any] | None:
+    """Text as `Songs` has it: a string, a tuple of strings or None for each song."""
     if column is None:
         return None
-    listed = column.to_pylist()
-    labels = np.empty(len(listed), dtype=object)
-    for i, names in enumerate(listed):
+    if not _is_list(column.type):
+        return np.asarray(column.to_numpy(zero_copy_only=False))
+    labels = np.empty(len(column), dtype=object)
+    for i, names in enumerate(column.to_pylist()):
         labels[i] = None if names is None else tuple(names)
     return labels
 
@@ -334,7 +556,7 @@ def _read_fold(path: Path, table: pa.Table) -> npt.NDArray[np.int32] | None:
 
 
 def _read_start(
-    path: Path, table: pa.Table, ids: npt.NDArray[Any], offsets: npt.NDArray[np.int64]
+    path: Path, table: pa.Table, ids: pa.Array, offsets: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32] | None:
     column = _column(
         path,
@@ -351,7 +573,7 @@ def _read_start(
         raise CacheError(
             f"{lengths[song]} starts for {np.diff(offsets)[song]} frames",
             file=path,
-            song=ids[song],
+            song=ids[song].as_py(),
             column="start",
         )
     return np.asarray(column.flatten().cast(pa.float32()))
@@ -366,60 +588,63 @@ def _is_scores(kind: pa.DataType) -> bool:
 
 
 def _read_scores(
-    path: Path, table: pa.Table, ids: npt.NDArray[Any], columns: list[str]
+    path: Path, table: pa.Table, ids: pa.Array, columns: list[str]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Flat values and offsets, without a Python object per song."""
     scores = _column(path, table, "scores", "list of fixed_size_list of float32", _is_scores)
     if scores is None:
         raise CacheError("no column of this name", file=path, column="scores")
-    _refuse_null(path, ids, scores, np.arange(len(scores)), "the song has no scores (null)")
-    lengths = np.asarray(pc.list_value_length(scores), dtype=np.int64)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    if scores.null_count:
+        song = int(np.argmax(np.asarray(scores.is_null())))
+        raise _bad_scores(path, ids, song, "the song has no scores (null)")
+    offsets = np.zeros(len(scores) + 1, dtype=np.int64)
+    np.cumsum(np.asarray(pc.list_value_length(scores)), out=offsets[1:])
+
+    def song_of(frame: int) -> int:
+        return int(np.searchsorted(offsets, frame, side="right")) - 1
+
     frames = scores.flatten()
-    song_of_frame = np.repeat(np.arange(len(lengths)), lengths)
-    _refuse_null(path, ids, frames, song_of_frame, "a frame is null; a missing frame is NaN")
-    if pa.types.is_fixed_size_list(frames.type):
-        wrong = np.full(len(frames), frames.type.list_size != len(columns))
-        found = np.full(len(frames), frames.type.list_size)
-    else:
-        found = np.asarray(pc.list_value_length(frames))
-        wrong = found != len(columns)
-    if wrong.any():
-        frame = int(np.argmax(wrong))
-        raise CacheError(
-            f"frame {frame - offsets[song_of_frame[frame]]} has {found[frame]} scores for "
-            f"{len(columns)} columns",
-            file=path,
-            song=ids[song_of_frame[frame]],
-            column="scores",
-        )
+    if frames.null_count:
+        frame = int(np.argmax(np.asarray(frames.is_null())))
+        what = "a frame is null; a missing frame is NaN"
+        raise _bad_scores(path, ids, song_of(frame), what)
+    wrong = _first_of_other_width(frames, len(columns))
+    if wrong is not None:
+        frame, width = wrong
+        song = song_of(frame)
+        what = f"frame {frame - offsets[song]} has {width} scores for {len(columns)} columns"
+        raise _bad_scores(path, ids, song, what)
     values = frames.flatten()
     if values.null_count:
-        at = int(np.argmax(np.asarray(values.is_null())))
-        raise CacheError(
-            "a score is null; a missing frame is NaN",
-            file=path,
-            song=ids[song_of_frame[at // len(columns)]],
-            column=columns[at % len(columns)],
-        )
+        frame, column = divmod(int(np.argmax(np.asarray(values.is_null()))), len(columns))
+        what = "a score is null; a missing frame is NaN"
+        raise _bad_scores(path, ids, song_of(frame), what, columns[column])
     flat = np.asarray(values.cast(pa.float32()))
     return flat.reshape(-1, max(len(columns), 1)), offsets
 
 
-def _refuse_null(
-    path: Path, ids: npt.NDArray[Any], array: pa.Array, song_of: npt.NDArray[Any], what: str
-) -> None:
-    if array.null_count:
-        first = int(np.argmax(np.asarray(array.is_null())))
-        raise CacheError(what, file=path, song=ids[song_of[first]], column="scores")
+def _first_of_other_width(frames: pa.Array, width: int) -> tuple[int, int] | None:
+    """First frame that has not so many scores, and how many it has."""
+    if pa.types.is_fixed_size_list(frames.type):
+        found = frames.type.list_size
+        return (0, found) if found != width and len(frames) else None
+    widths = np.asarray(pc.list_value_length(frames))
+    if (widths == width).all():
+        return None
+    frame = int(np.argmax(widths != width))
+    return frame, int(widths[frame])
+
+
+def _bad_scores(
+    path: Path, ids: pa.Array, song: int, what: str, column: str = "scores"
+) -> CacheError:
+    return CacheError(what, file=path, song=ids[song].as_py(), column=column)
 
 
 def _concatenate(parts: list[Songs], files: list[Path]) -> Songs:
     first = parts[0]
     for part, file in zip(parts, files, strict=True):
-        for name in ("columns", "kind", "task"):
-            if getattr(part, name) != getattr(first, name):
-                raise CacheError(f"{name} differ from those of {files[0].name}", file=file)
+        _refuse_differences(vars(first), vars(part), files[0], file)
     fields: dict[str, Any] = {"ids": np.concatenate([p.ids for p in parts])}
     for name, unknown in (("labels", None), ("groups", None), ("split", None), ("fold", -1)):
         if any(getattr(p, name) is not None for p in parts):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -369,13 +369,12 @@ def _parse(key: str, text: str, wanted: type | None) -> Any:
 
 def _of_split(songs: Songs, split: str | None, default: str | None) -> tuple[Songs, str | None]:
     """Songs of a split, and its name; None = the default where the songs have splits at all."""
+    from seqagg.prediction import find_split
+
     known = set() if songs.split is None else {s for s in songs.split if s is not None}
-    wanted = split if split is not None else (default if known else None)
-    if wanted is None or (wanted == "all" and "all" not in known):
+    wanted = find_split(known, split, default)
+    if wanted is None:
         return songs, None
-    if wanted not in known:
-        there = f"there are {', '.join(sorted(known))}" if known else "the cache has no split"
-        raise ParameterError(f"no song of split {wanted!r}; {there}; --split all takes all songs")
     assert songs.split is not None
     chosen: Songs = songs[songs.split == wanted]
     return chosen, wanted
@@ -422,85 +421,33 @@ Examples:
 def predict(model: Path, cache: Path, out: Path, split: str | None, as_json: bool) -> None:
     """Label songs with a fitted model.
 
-    Writes song_id, prediction and one probability column per class, named by the class. Says how
-    many are right where the cache has labels.
+    Writes song_id, prediction and one probability column per class, named by the class. Several
+    labels of a song are a list, in .csv joined by |. Says how many are right where the cache has
+    labels.
     """
-    from seqagg.aggregators import load
-    from seqagg.cache import read_cache
+    from seqagg.prediction import predict_cache
+    from seqagg.progress import shown
 
-    if out.suffix not in (".csv", ".parquet"):
-        raise ParameterError(f"{out}: the table of predictions ends in .csv or .parquet")
-    aggregator = load(model)
-    songs, _ = _of_split(read_cache(cache), split, None)
-    columns = _prediction_columns(aggregator, songs)
-    _write_table(out, columns)
-    scores = _score(songs, columns["prediction"], aggregator)
+    with shown():
+        found = predict_cache(model, cache, out, split=split)
+    unseen = sorted(found.unseen_labels)
     if as_json:
-        print_json({"out": str(out), "n_songs": len(songs)} | scores)
+        scores = {"n_labelled": found.n_labelled, "accuracy": found.accuracy}
+        print_json({"out": str(out), "n_songs": found.n_songs} | scores | {"unseen_labels": unseen})
         return
     console = make_console()
-    say(console, f"{len(songs)} songs labelled. Written: {out}")
-    if scores["n_labelled"]:
+    say(console, f"{found.n_songs} songs labelled. Written: {out}")
+    if found.accuracy is not None:
         say(
             console,
-            f"Accuracy: {scores['accuracy']:.1%} of {scores['n_labelled']} songs with a label.",
+            f"{'All labels right' if found.multilabel else 'Accuracy'}: "
+            f"{found.accuracy:.1%} of {found.n_labelled} songs with a label.",
         )
-    if scores["unseen_labels"]:
+    if unseen:
         say(
             console,
-            f"Labels that the model does not know, which count as wrong: "
-            f"{shorten(scores['unseen_labels'], NAMED)}.",
+            f"Labels that the model does not know, which count as wrong: {shorten(unseen, NAMED)}.",
         )
-
-
-def _prediction_columns(aggregator: Aggregator, songs: Songs) -> dict[str, list[Any]]:
-    columns = {
-        "song_id": [str(i) for i in songs.ids],
-        "prediction": aggregator.predict(songs).tolist() if len(songs) else [],
-    }
-    names = [str(c) for c in aggregator.classes_]
-    for reserved in columns:
-        if reserved in names:
-            raise ParameterError(
-                f"a class is called {reserved!r}, as a column of the table is; rename the class"
-            )
-    proba = aggregator.predict_proba(songs).T.tolist() if len(songs) else [[] for _ in names]
-    return columns | dict(zip(names, proba, strict=True))
-
-
-def _write_table(out: Path, columns: Mapping[str, list[Any]]) -> None:
-    from seqagg.files import atomic_write
-
-    with atomic_write(out) as temporary:
-        if out.suffix == ".parquet":
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-
-            table = pa.table(dict(columns))
-            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
-            return
-        import csv
-
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            # All text is quoted: the csv module would leave a lone carriage return bare.
-            writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
-
-
-def _score(songs: Songs, prediction: Sequence[Any], aggregator: Aggregator) -> dict[str, Any]:
-    known = {str(c) for c in aggregator.classes_}
-    pairs = [
-        (str(label), str(said))
-        for label, said in zip(_labels(songs), prediction, strict=True)
-        if label is not None
-    ]
-    right = sum(label == said for label, said in pairs)
-    return {
-        "n_labelled": len(pairs),
-        "accuracy": right / len(pairs) if pairs else None,
-        "unseen_labels": sorted({label for label, _ in pairs} - known),
-    }
 
 
 # methods

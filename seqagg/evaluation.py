@@ -48,14 +48,16 @@ class Comparison:
     Attributes
     ----------
     difference : float
-        Share of songs that a has right less the share that b has right.
+        Share of songs that a has right less the share that b has right; of `compare_scores`, mean
+        score of a less that of b.
     low, high : float
         95 % bootstrap interval of the difference.
     wins_a, wins_b : int
-        Songs that only a, and only b, has right.
+        Songs that only a, and only b, has right, or that it scores higher on.
     p_value : float
-        Exact McNemar test, two-sided: how often a fair coin divides the songs on which the two
-        differ at least as unevenly. It takes songs for independent, whatever their groups.
+        Exact McNemar test (of scores, the sign test), two-sided: how often a fair coin divides
+        the songs on which the two differ at least as unevenly. It takes songs for independent,
+        whatever their groups.
     n_songs, n_groups : int
         How many songs were compared, in how many groups.
     """
@@ -140,15 +142,60 @@ def compare(
     >>> found.difference, found.wins_a, found.wins_b, found.p_value
     (0.5, 2, 0, 0.5)
     """
+    _check_resampling(seed, n_resamples)
+    truth, a, b = _encode(y, prediction_a, prediction_b)
+    gain = (a == truth).astype(np.int64) - (b == truth)  # 1: only a is right, -1: only b
+    return _compare_gain(gain, groups, seed, n_resamples)
+
+
+def compare_scores(
+    score_a: npt.ArrayLike,
+    score_b: npt.ArrayLike,
+    groups: Iterable[Any] | None = None,
+    seed: int = 0,
+    n_resamples: int = 10_000,
+) -> Comparison:
+    """Compare two methods by what each song scores under them, as `compare` does by right or wrong.
+
+    Parameters
+    ----------
+    score_a, score_b : array-like of shape (n_songs,)
+        In [0, 1], better higher; the label ranking average precision of each song, say.
+    groups, seed, n_resamples
+        As in `compare`.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    ParameterError
+        When lengths differ, or a number is out of range.
+    """
+    _check_resampling(seed, n_resamples)
+    a, b = (np.asarray(score, dtype=np.float64) for score in (score_a, score_b))
+    if a.ndim != 1 or a.shape != b.shape or len(a) == 0:
+        raise ParameterError(f"scores have shapes {a.shape} and {b.shape}, not (n_songs,)")
+    if not ((a >= 0) & (a <= 1) & (b >= 0) & (b <= 1)).all():
+        raise ParameterError("scores are not between 0 and 1")
+    return _compare_gain(a - b, groups, seed, n_resamples)
+
+
+def _check_resampling(seed: int, n_resamples: int) -> None:
     if n_resamples < 1:
         raise ParameterError(f"n_resamples={n_resamples} is below 1")
     if seed < 0:
         raise ParameterError(f"seed={seed} is below 0")
-    truth, a, b = _encode(y, prediction_a, prediction_b)
-    gain = (a == truth).astype(np.int64) - (b == truth)  # 1: only a is right, -1: only b
+
+
+def _compare_gain(
+    gain: Ints | Floats, groups: Iterable[Any] | None, seed: int, n_resamples: int
+) -> Comparison:
+    """Comparison of two methods from what a has on each song more than b."""
     group_of = group_indices(groups, len(gain))
     low, high = _interval(gain, group_of, np.random.default_rng(seed), n_resamples)
-    wins_a, wins_b = int((gain == 1).sum()), int((gain == -1).sum())
+    wins_a, wins_b = int((gain > 0).sum()), int((gain < 0).sum())
     return Comparison(
         difference=float(gain.mean()),
         low=low,
@@ -168,7 +215,7 @@ def _mcnemar(wins_a: int, wins_b: int) -> float:
 
 
 def _interval(
-    gain: Ints, group_of: Ints, rng: np.random.Generator, n_resamples: int
+    gain: Ints | Floats, group_of: Ints, rng: np.random.Generator, n_resamples: int
 ) -> tuple[float, float]:
     """Percentile interval of the mean gain, groups being drawn with replacement."""
     if not gain.any():
@@ -179,7 +226,7 @@ def _interval(
     if gain.sum() < 0:  # the same draws whichever of the two is called a
         low, high = _interval(-gain, group_of, rng, n_resamples)
         return 0.0 - high, 0.0 - low
-    gain_of_group = np.bincount(group_of, weights=gain).astype(np.int64)
+    gain_of_group = np.bincount(group_of, weights=gain)
     # Groups of equal gain and size are interchangeable, so that how often each *kind* of group is
     # drawn is multinomial: the same distribution as drawing groups one by one, at a fraction of
     # the work (three kinds instead of n_songs where every song is its own group).

@@ -2,7 +2,8 @@
 
 Conventions
 -----------
-``y`` and ``groups`` are indices, shape (n_songs,). A fold is a pair of index arrays, the songs to
+``groups`` are indices, shape (n_songs,), and so is ``y``, or it is an indicator of shape
+(n_songs, n_classes). A fold is a pair of index arrays, the songs to
 learn from and the songs held out; the held-out parts together are all songs, each once.
 """
 
@@ -22,8 +23,9 @@ def grouped_folds(y: Ints, groups: Ints, n_folds: int, seed: int) -> list[Fold]:
 
     Parameters
     ----------
-    y : ndarray of int, shape (n_songs,)
-        Class of each song, spread as evenly over the folds as the groups allow.
+    y : ndarray of int, shape (n_songs,) or (n_songs, n_classes)
+        Class of each song, spread as evenly over the folds as the groups allow. Of several
+        labels of a song it is the rarest that is spread.
     groups : ndarray of int, shape (n_songs,)
         Never on both sides of a fold.
     n_folds : int
@@ -38,6 +40,8 @@ def grouped_folds(y: Ints, groups: Ints, n_folds: int, seed: int) -> list[Fold]:
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+    if y.ndim == 2:
+        y = _rarest(y)
     n_groups = len(np.unique(groups))
     n_folds = min(n_folds, n_groups)
     if n_folds < 2:
@@ -53,3 +57,10 @@ def grouped_folds(y: Ints, groups: Ints, n_folds: int, seed: int) -> list[Fold]:
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         folds = list(splitter.split(np.empty(len(y)), y, None if alone else groups))
     return [(learn, held) for learn, held in folds if len(learn) and len(held)]
+
+
+def _rarest(indicator: Ints) -> Ints:
+    """Index of each song's rarest label; one more than the last where it has none."""
+    frequency = np.where(indicator == 1, indicator.sum(axis=0), len(indicator) + 1)
+    bare = ~indicator.any(axis=1)
+    return np.asarray(np.where(bare, indicator.shape[1], frequency.argmin(axis=1)))

@@ -160,7 +160,7 @@ def inspect(songs: Songs) -> Inspection:
         n_songs=len(songs),
         n_frames=len(songs.values),
         n_missing=int(missing.sum()),
-        n_unlabelled=sum(not labels for labels in _labels_of(songs)),
+        n_unlabelled=int((~_labelled(songs)).sum()),
         columns=columns,
         kind=songs.kind,
         task=songs.task,
@@ -210,6 +210,14 @@ def _labels_of(songs: Songs) -> list[tuple[str, ...]]:
     ]
 
 
+def _labelled(songs: Songs) -> Mask:
+    """Songs whose labels are known; an empty list says that a song has none."""
+    if songs.labels is None:
+        return np.zeros(len(songs), dtype=bool)
+    # NaN is how pandas says None.
+    return np.array([label is not None and label == label for label in songs.labels], dtype=bool)
+
+
 def _groups_of(songs: Songs) -> list[tuple[str, str]]:
     """Group of each song; a song without one is its own."""
     given = [None] * len(songs) if songs.groups is None else list(songs.groups)
@@ -251,7 +259,7 @@ def _describe(
     n_present: npt.NDArray[np.int64],
     right: Floats | None,
 ) -> Part:
-    labels, groups = _labels_of(songs), _groups_of(songs)
+    groups = _groups_of(songs)
     chosen = np.flatnonzero(mask)
     index: dict[tuple[str, str], int] = {}
     group_of = np.array([index.setdefault(groups[i], len(index)) for i in chosen], dtype=np.int64)
@@ -262,7 +270,7 @@ def _describe(
     return Part(
         name=name,
         n_songs=len(chosen),
-        n_labelled=sum(bool(labels[i]) for i in chosen),
+        n_labelled=int(_labelled(songs)[chosen].sum()),
         n_groups=len(index),
         n_frames=int(songs.lengths[chosen].sum()),
         n_missing=int(missing[np.repeat(mask, songs.lengths)].sum()),
@@ -370,7 +378,7 @@ def _warn_of_duplicates(songs: Songs) -> Iterable[str]:
             across.append(names)
         elif len({groups[i] for i in same}) > 1:
             apart.append(names)
-        if len({labels[i] for i in same}) > 1:
+        if len({frozenset(labels[i]) for i in same}) > 1:
             contradicting.append(names)
     if across:
         yield f"the same scores stand on both sides of the split: {_name(across)}"

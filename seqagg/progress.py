@@ -9,10 +9,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+_PATIENCE = 2.0
+"""Seconds of counted work before it is drawn."""
 
 _display: ContextVar[Progress | None] = ContextVar("seqagg_progress", default=None)
 
@@ -60,5 +64,30 @@ def steps(text: str, total: int) -> Iterator[Callable[[str], None]]:
     bar = display.add_task(text, total=total)
     try:
         yield lambda done: display.update(bar, advance=1, description=f"{text} {done}".rstrip())
+    finally:
+        display.remove_task(bar)
+
+
+@contextlib.contextmanager
+def counted(text: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Report work of many small things: call what this gives with how many are done, and of all.
+
+    Drawn, with how many are done in a second, once it has taken two.
+    """
+    display = _display.get()
+    if display is None:
+        yield lambda done, total: None
+        return
+    start = monotonic()
+    bar = display.add_task(text, visible=False)
+
+    def report(done: int, total: int) -> None:
+        seconds = monotonic() - start
+        if seconds >= _PATIENCE:
+            rate = f"{text}, {done / seconds:,.0f} {unit} a second"
+            display.update(bar, completed=done, total=total, description=rate, visible=True)
+
+    try:
+        yield report
     finally:
         display.remove_task(bar)

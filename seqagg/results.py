@@ -3,7 +3,8 @@
 Conventions
 -----------
 A *result table* has one row per method, fold and metric; fold null means all scored songs together.
-The table of predictions has one row per method and scored song. Both carry their provenance, as
+The table of predictions has one row per method and scored song; where songs have several labels
+each, ``label`` and ``prediction`` are lists. Both carry their provenance, as
 JSON in the schema metadata under ``seqagg``.
 """
 
@@ -41,17 +42,20 @@ RESULTS = pa.schema(
 )
 
 
-PREDICTIONS = pa.schema(
-    [
-        ("song_id", pa.string()),
-        ("method", pa.string()),
-        ("fold", pa.int32()),
-        ("seed", pa.int64()),
-        ("label", pa.string()),
-        ("prediction", pa.string()),
-        ("proba", pa.list_(pa.float32())),
-    ]
-)
+def predictions_schema(multilabel: bool) -> pa.Schema:
+    """Columns of the table of predictions."""
+    labels = pa.list_(pa.string()) if multilabel else pa.string()
+    return pa.schema(
+        [
+            ("song_id", pa.string()),
+            ("method", pa.string()),
+            ("fold", pa.int32()),
+            ("seed", pa.int64()),
+            ("label", labels),
+            ("prediction", labels),
+            ("proba", pa.list_(pa.float32())),
+        ]
+    )
 
 
 METADATA_KEY = b"seqagg"
@@ -70,13 +74,16 @@ class ComparisonRow:
         What was compared: a and b of `Comparison`.
     comparison : Comparison
     holm_p : float
-        McNemar's p-value, adjusted for all methods compared with this baseline.
+        The p-value of the comparison, adjusted for all methods compared with this baseline.
+    metric : {"accuracy", "lrap"}
+        What they were compared by; the second where songs have several labels each.
     """
 
     method: str
     baseline: str
     comparison: Comparison
     holm_p: float
+    metric: str = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,9 @@ class BenchmarkResult:
         `seqagg.evaluation.evaluate`, ``n_songs``, ``fit_seconds`` and ``predict_seconds``; over
         all songs also, for each baseline, ``accuracy_minus_mean``, ``accuracy_minus_mean_low``,
         ``accuracy_minus_mean_high``, ``wins_over_mean``, ``losses_to_mean``, ``mcnemar_p_mean``
-        and ``holm_p_mean``.
+        and ``holm_p_mean``. Where songs have several labels each, metrics are those of
+        `seqagg.evaluation_multilabel.evaluate`, and names begin with ``lrap`` and ``sign``
+        instead of ``accuracy`` and ``mcnemar``.
     predictions : pyarrow.Table
         Columns ``song_id, method, fold, seed, label, prediction, proba``; the order of the
         probabilities is that of `classes`.
@@ -158,18 +167,19 @@ Row = tuple[str, int | None, str, float]
 
 def comparison_rows(pair: ComparisonRow) -> Iterator[Row]:
     """Lay a comparison out as rows of the result table."""
-    found, baseline = pair.comparison, pair.baseline
+    found, baseline, metric = pair.comparison, pair.baseline, pair.metric
+    test = "mcnemar" if metric == "accuracy" else "sign"
     values = {
-        f"accuracy_minus_{baseline}": found.difference,
-        f"accuracy_minus_{baseline}_low": found.low,
-        f"accuracy_minus_{baseline}_high": found.high,
+        f"{metric}_minus_{baseline}": found.difference,
+        f"{metric}_minus_{baseline}_low": found.low,
+        f"{metric}_minus_{baseline}_high": found.high,
         f"wins_over_{baseline}": found.wins_a,
         f"losses_to_{baseline}": found.wins_b,
-        f"mcnemar_p_{baseline}": found.p_value,
+        f"{test}_p_{baseline}": found.p_value,
         f"holm_p_{baseline}": pair.holm_p,
     }
-    for metric, value in values.items():
-        yield pair.method, None, metric, value
+    for name, value in values.items():
+        yield pair.method, None, name, value
 
 
 def results_table(rows: Sequence[Row], cache: str, seed: int) -> pa.Table:

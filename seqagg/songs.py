@@ -10,6 +10,7 @@ column is a missing frame.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn, cast, get_args
 
@@ -22,6 +23,11 @@ from seqagg.logodds import Kind, Task, to_log_odds
 Array = npt.NDArray[Any]
 
 _PER_SONG = ("ids", "labels", "groups", "split", "fold")
+
+_FINITE = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
+
+_ALLOWED = {"probability": (0.0, 1.0), "logit": _FINITE}
+"""Kind of scores -> the least and the greatest that there may be."""
 
 
 class Songs:
@@ -85,8 +91,8 @@ class Songs:
         self.columns = None if columns is None else tuple(str(c) for c in columns)
         self.kind: Kind = kind
         self.task: Task = task
-        n = max(len(self.offsets) - 1, 0)
-        self.ids = _object_array(ids if ids is not None else map(str, range(n)))
+        # Text of Arrow stays Arrow, and positions unwritten, until somebody asks for the names.
+        self._ids: Any = ids if ids is None or _is_arrow(ids) else _object_array(ids)
         self.labels = None if labels is None else _object_array(labels, task)
         self.groups = None if groups is None else _object_array(groups)
         self.split = None if split is None else _object_array(split)
@@ -133,6 +139,42 @@ class Songs:
             values, offsets, start=None if start is None else _flat(start, frames, names), **fields
         )
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Songs]) -> Songs:
+        """Songs of several collections, one after the other.
+
+        Parameters
+        ----------
+        parts : sequence of Songs
+            Of one kind, task and set of columns, the same fields filled.
+
+        Raises
+        ------
+        SongError
+            Where they do not fit together, or a song stands in two of them.
+        """
+        if not parts:
+            raise SongError("no songs to concatenate")
+        first = parts[0]
+        for name in ("kind", "task", "columns", "n_columns"):
+            for part in parts[1:]:
+                if getattr(part, name) != getattr(first, name):
+                    raise SongError(
+                        f"songs differ in {name}: {getattr(first, name)} and {getattr(part, name)}"
+                    )
+        fields: dict[str, Any] = {}
+        for name in (*_PER_SONG, "start"):
+            found = [getattr(part, name) for part in parts]
+            if any(value is None for value in found) and any(value is not None for value in found):
+                raise SongError(f"some songs have {name}, others have not")
+            fields[name] = None if found[0] is None else np.concatenate(found)
+        lengths = np.concatenate([part.lengths for part in parts])
+        return first.replace(
+            values=np.concatenate([part.values for part in parts]),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            **fields,
+        )
+
     def _check(self) -> None:
         n = self.offsets.size - 1
         if self.offsets.ndim != 1 or n < 0:
@@ -154,35 +196,54 @@ class Songs:
                 )
             _refuse_duplicates(self.columns, "column")
         for name in _PER_SONG:
-            field = getattr(self, name)
+            field = self._ids if name == "ids" else getattr(self, name)
             if field is not None and len(field) != n:
                 raise SongError(f"{len(field)} {name} for {n} songs")
         if self.start is not None and len(self.start) != len(self.values):
             raise SongError(f"{len(self.start)} frame starts for {len(self.values)} frames")
-        _refuse_duplicates(self.ids, "song")
+        if _is_arrow(self._ids) and len(self._ids.unique()) < n:
+            _refuse_duplicates(self.ids, "song")
+        elif isinstance(self._ids, np.ndarray):
+            _refuse_duplicates(self._ids, "song")
         self._check_scores()
 
     def _check_scores(self) -> None:
+        if self.kind == "log_odds" or _within(self.values, *_ALLOWED[self.kind]):
+            return
         if self.kind == "probability":
-            # NaN compares false both ways, so missing frames pass.
             bad = ((self.values < 0) | (self.values > 1)).any(axis=1)
             what = "a probability outside [0, 1]"
-        elif self.kind == "logit":
+        else:
             bad = np.isinf(self.values).any(axis=1)
             what = "an infinite logit"
-        else:
-            return
-        if bad.any():
-            frame = int(np.argmax(bad))
-            song = int(np.searchsorted(self.offsets, frame, side="right")) - 1
-            row = self.values[frame]
-            wrong = np.isinf(row) if self.kind == "logit" else (row < 0) | (row > 1)
-            column = int(np.argmax(wrong))
-            raise SongError(
-                f"frame {frame - self.offsets[song]} has {what}: {row[column]}",
-                song=str(self.ids[song]),
-                column=str(column) if self.columns is None else self.columns[column],
-            )
+        frame = int(np.argmax(bad))
+        song = int(np.searchsorted(self.offsets, frame, side="right")) - 1
+        row = self.values[frame]
+        wrong = np.isinf(row) if self.kind == "logit" else (row < 0) | (row > 1)
+        column = int(np.argmax(wrong))
+        raise SongError(
+            f"frame {frame - self.offsets[song]} has {what}: {row[column]}",
+            song=str(self.ids[song]),
+            column=str(column) if self.columns is None else self.columns[column],
+        )
+
+    @property
+    def ids(self) -> Array:
+        """Names of the songs, text, shape (n_songs,)."""
+        if not isinstance(self._ids, np.ndarray):
+            found = map(str, range(len(self))) if self._ids is None else self._ids.to_pylist()
+            self._ids = _object_array(found)
+        return self._ids
+
+    def arrow_ids(self) -> Any:
+        """Names of the songs as an array of Arrow."""
+        import pyarrow as pa
+
+        return self._ids if _is_arrow(self._ids) else pa.array(self.ids, pa.string())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: of Arrow text it would be the whole file's."""
+        return self.__dict__ | {"_ids": self.ids}
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -219,8 +280,9 @@ class Songs:
         lengths = self.lengths[index]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         rows = np.repeat(self.offsets[:-1][index] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        fields = {name: getattr(self, name) for name in _PER_SONG}
+        fields = {name: getattr(self, name) for name in _PER_SONG if name != "ids"}
         return self._with(
+            _ids=self._ids.take(index) if _is_arrow(self._ids) else self.ids[index],
             values=self.values[rows],
             offsets=offsets,
             start=None if self.start is None else self.start[rows],
@@ -250,20 +312,26 @@ class Songs:
 
     def log_odds(self) -> Songs:
         """Convert the scores to log-odds, in nats."""
-        if self.kind == "log_odds" and not np.isinf(self.values).any():
+        if self.kind == "log_odds" and _within(self.values, *_FINITE):
             return self
         if self.kind == "logit" and self.task == "multiclass" and self.n_columns < 2:
             raise SongError("a single column of softmax logits has no log-odds")
-        return self._with(
-            values=to_log_odds(self.values, self.kind, self.task).astype(np.float32, copy=False),
-            kind="log_odds",
-        )
+        # Imported here: a compiler is no small thing to wait for.
+        from seqagg.kernels.odds import log_odds_of_logits, log_odds_of_probability
+
+        if self.kind == "probability":
+            values = log_odds_of_probability(self.values)
+        elif self.kind == "logit" and self.task == "multiclass":
+            values = log_odds_of_logits(self.values)
+        else:
+            values = to_log_odds(self.values, self.kind, self.task)
+        return self._with(values=values.astype(np.float32, copy=False), kind="log_odds")
 
     def present(self) -> Songs:
         """Leave out the missing frames."""
-        missing = np.isnan(self.values).any(axis=1)
-        if not missing.any():
+        if self.values.size == 0 or not np.isnan(self.values.min()):
             return self
+        missing = np.isnan(self.values).any(axis=1)
         kept = np.concatenate([[0], np.cumsum(~missing)])
         return self._with(
             values=self.values[~missing],
@@ -291,6 +359,20 @@ def as_songs(X: Any) -> Songs:
     if not arrays:
         raise SongError("no songs")
     return Songs.from_arrays(arrays)
+
+
+def _is_arrow(items: Any) -> bool:
+    """Whether it is an array of Arrow; whoever has not imported that has none."""
+    arrow = sys.modules.get("pyarrow")
+    return arrow is not None and isinstance(items, arrow.Array)
+
+
+def _within(values: npt.NDArray[np.float32], low: float, high: float) -> bool:
+    """Whether no value is outside [low, high]; a NaN is not. No copy, at memory speed."""
+    if values.size == 0:
+        return True
+    least, most = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
+    return bool(np.isnan(least) or (least >= low and most <= high))
 
 
 def _object_array(items: Iterable[Any], task: Task | None = None) -> Array:

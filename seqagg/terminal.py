@@ -144,7 +144,12 @@ def _how_scored(
 def _benchmark_table(result: BenchmarkResult, rows: Sequence[Mapping[str, Any]]) -> Table:
     pairs = {row.method: row.comparison for row in result.comparisons if row.baseline == "logodds"}
     against = ["points against\nlogodds (95 %)"] if pairs else []
-    table = make_table("method", "accuracy\n%", *against, "log\nloss", "calib.\nerr. %", "time\ns")
+    multilabel = provenance(result)["task"] == "multilabel"
+    scores = {"lrap": "LRAP\n%", "mean_average_precision": "mAP\n%"}
+    shown = scores if multilabel else {"accuracy": "accuracy\n%"}
+    first, *more = shown.values()
+    headers = [first, *against, *more, "log\nloss", "calib.\nerr. %", "time\ns"]
+    table = make_table("method", *headers)
     for row in rows:
         pair = pairs.get(row["method"])
         difference = (
@@ -152,10 +157,12 @@ def _benchmark_table(result: BenchmarkResult, rows: Sequence[Mapping[str, Any]])
             if pair is None
             else (f"{_points(pair.difference)} ({_points(pair.low)}, {_points(pair.high)})")
         )
+        score, *further = [f"{100 * row[metric]:.1f}" for metric in shown]
         table.add_row(
             printable(row["method"]),
-            f"{100 * row['accuracy']:.1f}",
+            score,
             *([difference] if pairs else []),
+            *further,
             f"{row['log_loss']:.3f}",
             f"{100 * row['calibration_error']:.1f}",
             f"{row['fit_seconds'] + row['predict_seconds']:.1f}",
@@ -170,7 +177,26 @@ def _verdicts(result: BenchmarkResult, rows: Sequence[Mapping[str, Any]]) -> Ite
     n_songs = {row["method"]: row["n_songs"] for row in rows}
     for row in result.comparisons:
         if row.baseline == "logodds" and not aggregator_class(row.method).needs_class_columns:
-            yield _verdict(row.method, row.comparison, n_songs[row.method])
+            say_of = _verdict if row.metric == "accuracy" else _verdict_of_ranking
+            yield say_of(row.method, row.comparison, n_songs[row.method])
+
+
+def _verdict_of_ranking(method: str, pair: Any, n_songs: float) -> str:
+    """Say whether a method pays where songs have several labels each."""
+    low, high = sorted((abs(pair.low), abs(pair.high)))
+    size = f"{100 * abs(pair.difference):.1f} points of LRAP"
+    interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+    if pair.verdict == "better":
+        return f"{method} gains {size} on averaging log-odds ({interval}): it pays here."
+    if pair.verdict == "worse":
+        return f"{method} loses {size} to averaging log-odds ({interval}): average here."
+    if pair.wins_a + pair.wins_b == 0:
+        return f"{method} ranks the labels of every song as averaging log-odds does: average here."
+    return (
+        f"{method} cannot be told from averaging log-odds by LRAP on {n_songs:.0f} songs "
+        f"({_points(pair.difference)} points, 95 % interval {_points(pair.low)} to "
+        f"{_points(pair.high)}): average until more songs say otherwise."
+    )
 
 
 def _verdict(method: str, pair: Any, n_songs: float) -> str:

@@ -11,13 +11,73 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
+
+from seqagg.errors import ParameterError
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 _lock = threading.Lock()
 _inside = 0
 _before = 1
+
+
+def check_n_jobs(n_jobs: int | None) -> None:
+    """Refuse what joblib would not count as a number of threads."""
+    if n_jobs is not None and (not isinstance(n_jobs, int) or n_jobs == 0):
+        raise ParameterError(f"n_jobs={n_jobs!r} is neither None nor a number but 0")
+
+
+def in_threads(work: Callable[[T], U], items: Sequence[T], n_jobs: int | None) -> list[U]:
+    """Results of work that hardly holds Python's lock, in the order of the items.
+
+    Parameters
+    ----------
+    work : callable
+        Takes an item.
+    items : sequence
+    n_jobs : int or None
+        As joblib counts: None is 1, -1 as many as there are cores.
+    """
+    from joblib import effective_n_jobs
+
+    n = min(effective_n_jobs(n_jobs), len(items))
+    if n <= 1:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(n) as pool:
+        return list(pool.map(work, items))
+
+
+@contextlib.contextmanager
+def ahead(items: Iterable[T], n: int) -> Iterator[Iterator[T]]:
+    """Make items in a thread of their own, up to `n` of them before they are asked for.
+
+    It starts at once. What goes wrong in it is raised where the item would have been used, and
+    leaving the block waits for no more than the item at hand.
+    """
+    source, end = iter(items), object()
+    pool = ThreadPoolExecutor(1)
+    waiting = deque(pool.submit(_next, source, end) for _ in range(n))
+
+    def in_turn() -> Iterator[T]:
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(_next, source, end))
+            yield item
+
+    try:
+        yield in_turn()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _next(source: Iterator[Any], end: object) -> Any:
+    return next(source, end)
 
 
 @contextlib.contextmanager

@@ -4,16 +4,19 @@ Conventions
 -----------
 Every builder gives `Songs` of log-odds with named columns, columns = classes unless it says
 otherwise, labels in turn, so that every class has the same number of songs (give or take one).
+With `multilabel` a song has a list of labels, which may be empty or name all classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from seqagg import Songs
+from seqagg.logodds import Task
 
 COLUMNS = ("blues", "jazz", "metal")
 
@@ -22,45 +25,74 @@ FRAMES = (5, 12)
 
 
 def order_free_songs(
-    n: int, seed: int = 0, *, columns: Sequence[str] = COLUMNS, gap: float = 2.0
+    n: int,
+    seed: int = 0,
+    *,
+    columns: Sequence[str] = COLUMNS,
+    gap: float = 2.0,
+    multilabel: bool = False,
 ) -> Songs:
-    """Songs whose frames are independent draws: `gap` nats more for the song's own column."""
+    """Songs whose frames are independent draws: `gap` nats more for the song's own columns."""
     rng = np.random.default_rng(seed)
-    labels = [columns[i % len(columns)] for i in range(n)]
+    has = np.eye(len(columns))[np.arange(n) % len(columns)] == 1
+    if multilabel:
+        has = rng.random(has.shape) < 0.4
     arrays = []
-    for label in labels:
+    for own in has:
         n_frames = rng.integers(FRAMES[0], FRAMES[1] + 1)
         frames = rng.normal(-1.0, 1.5, (n_frames, len(columns)))
-        frames[:, columns.index(label)] += gap
+        frames[:, own] += gap
         arrays.append(frames)
-    return Songs.from_arrays(arrays, columns=columns, labels=labels, ids=names(n))
+    lists = [tuple(c for c, h in zip(columns, own, strict=True) if h) for own in has]
+    labels: list[Any] = lists if multilabel else [row[0] for row in lists]
+    return Songs.from_arrays(
+        arrays, columns=columns, labels=labels, ids=names(n), task=task_of(multilabel)
+    )
 
 
-def order_songs(n: int, seed: int = 0, *, columns: Sequence[str] = COLUMNS) -> Songs:
+def order_songs(
+    n: int, seed: int = 0, *, columns: Sequence[str] = COLUMNS, multilabel: bool = False
+) -> Songs:
     """Songs that differ in nothing but the order of their segments.
 
     Each song visits every column for the same number of frames; class k begins with column k and
     goes on in turn. So the frames of all classes are the same set, and any rule that ignores
-    their order knows nothing.
+    their order knows nothing. With `multilabel` every other song goes on in the opposite turn, and
+    has the label of its second column too.
     """
     rng = np.random.default_rng(seed)
     k = len(columns)
     arrays = []
-    for i in range(n):
-        states = np.repeat((np.arange(k) + i) % k, rng.integers(2, 5))
+    turns = [-1 if multilabel and (i // k) % 2 else 1 for i in range(n)]
+    for i, turn in enumerate(turns):
+        states = np.repeat((turn * np.arange(k) + i) % k, rng.integers(2, 5))
         frames = rng.normal(-1.0, 0.5, (len(states), k))
         frames[np.arange(len(states)), states] += 3.0
         arrays.append(frames)
-    labels = [columns[i % k] for i in range(n)]
-    return Songs.from_arrays(arrays, columns=columns, labels=labels, ids=names(n))
+    labels: list[Any] = [columns[i % k] for i in range(n)]
+    if multilabel:
+        two = [turn == -1 for turn in turns]
+        labels = [(columns[i % k], columns[(i - 1) % k])[: 1 + two[i]] for i in range(n)]
+    return Songs.from_arrays(
+        arrays, columns=columns, labels=labels, ids=names(n), task=task_of(multilabel)
+    )
 
 
-def mixed_songs(n: int, seed: int = 0) -> Songs:
+def mixed_songs(n: int, seed: int = 0, *, multilabel: bool = False) -> Songs:
     """Half `order_songs`, half `order_free_songs` that are not easy: something for every method."""
-    halves = [order_songs(n // 2, seed), order_free_songs(n - n // 2, seed, gap=1.0)]
+    halves = [
+        order_songs(n // 2, seed, multilabel=multilabel),
+        order_free_songs(n - n // 2, seed, gap=1.0, multilabel=multilabel),
+    ]
     arrays = [array for half in halves for array in half]
     labels = [label for half in halves for label in half.labels]
-    return Songs.from_arrays(arrays, columns=COLUMNS, labels=labels, ids=names(n))
+    return Songs.from_arrays(
+        arrays, columns=COLUMNS, labels=labels, ids=names(n), task=task_of(multilabel)
+    )
+
+
+def task_of(multilabel: bool) -> Task:
+    return "multilabel" if multilabel else "multiclass"
 
 
 def names(n: int) -> list[str]:
@@ -73,9 +105,11 @@ def frames_of(songs: Songs) -> list[npt.NDArray[np.float32]]:
 
 
 def integer_labels(songs: Songs) -> npt.NDArray[np.int64]:
-    """Position of each song's label among the columns."""
+    """Position of each song's label among the columns, or an indicator of its several labels."""
     assert songs.columns is not None
     assert songs.labels is not None
+    if songs.task == "multilabel":
+        return np.array([[int(c in row) for c in songs.columns] for row in songs.labels])
     return np.array([songs.columns.index(label) for label in songs.labels])
 
 

@@ -150,6 +150,26 @@ def loss_of_mix(weights: Sequence[float], parts: Sequence[Matrix], y: Sequence[i
     return math.fsum(losses)
 
 
+def loss_of_several(
+    weights: Sequence[float],
+    bias: Sequence[float],
+    parts: Sequence[Matrix],
+    y: Sequence[Sequence[int]],
+) -> float:
+    """Sum over songs and classes of the cross-entropy of a mix of log-odds, in nats."""
+    losses = []
+    for song, row in enumerate(y):
+        for k, has in enumerate(row):
+            z = bias[k] + math.fsum(w * p[song][k] for w, p in zip(weights, parts, strict=True))
+            losses.append(log_sum_exp([0.0, z]) - has * z)
+    return math.fsum(losses)
+
+
+def logistic_prior(values: Sequence[float]) -> float:
+    """-log of logistic densities, in nats: each value was once right and once wrong."""
+    return math.fsum(log_sum_exp([0.0, z]) + log_sum_exp([0.0, -z]) for z in values)
+
+
 def paired_gain_by_loop(
     before: Sequence[float], after: Sequence[float], groups: Sequence[int]
 ) -> tuple[float, float]:

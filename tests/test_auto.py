@@ -14,7 +14,8 @@ from sklearn.metrics import log_loss
 
 from seqagg import Songs, load
 from seqagg.aggregators import make_aggregator
-from seqagg.aggregators.auto import AutoAggregator, _paired_gain
+from seqagg.aggregators.auto import AutoAggregator
+from seqagg.calibration import paired_gain
 from seqagg.errors import ParameterError
 from tests import reference_models
 from tests.conftest import COLUMNS, frames_of, integer_labels, order_free_songs, order_songs
@@ -270,7 +271,7 @@ class TestPairedGain:
         rng = np.random.default_rng(0)
         before, after = rng.normal(size=(2, 50))
         for groups in (np.arange(50), np.arange(50) // 4, rng.integers(0, 9, 50)):
-            found = _paired_gain(before, after, groups)
+            found = paired_gain(before, after, groups)
             expected = reference_models.paired_gain_by_loop(
                 before.tolist(), after.tolist(), groups.tolist()
             )
@@ -279,20 +280,20 @@ class TestPairedGain:
     def test_by_hand(self) -> None:
         before, after = np.array([3.0, 1.0, 2.0, 2.0]), np.array([1.0, 1.0, 0.0, 0.0])
         # Gains 2, 0, 2, 2: mean 1.5, less that 0.5, -1.5, 0.5, 0.5.
-        gain, error = _paired_gain(before, after, np.arange(4))
+        gain, error = paired_gain(before, after, np.arange(4))
         assert (gain, error) == pytest.approx((1.5, math.sqrt(3) / 4))
-        gain, error = _paired_gain(before, after, np.array([0, 0, 1, 1]))
+        gain, error = paired_gain(before, after, np.array([0, 0, 1, 1]))
         assert (gain, error) == pytest.approx((1.5, math.sqrt(2) / 4))
 
     def test_error_is_that_of_the_mean_where_songs_are_alone(self) -> None:
         rng = np.random.default_rng(0)
         before = rng.normal(size=200)
-        _, error = _paired_gain(before, np.zeros(200), np.arange(200))
+        _, error = paired_gain(before, np.zeros(200), np.arange(200))
         assert error == pytest.approx(before.std() / math.sqrt(200))
 
     def test_no_gain_has_no_error(self) -> None:
         losses = np.arange(6.0)
-        assert _paired_gain(losses, losses, np.arange(6)) == (0, 0)
+        assert paired_gain(losses, losses, np.arange(6)) == (0, 0)
 
 
 def test_fitting_twice_gives_the_same_bits() -> None:

@@ -16,10 +16,18 @@ import pyarrow.parquet as pq
 import pytest
 import sklearn.metrics
 
-from seqagg import MeanLogOdds, MeanProbability, ParameterError, SongError, Songs, write_cache
+from seqagg import (
+    MeanLogOdds,
+    MeanProbability,
+    ParameterError,
+    SongError,
+    Songs,
+    evaluation_multilabel,
+    write_cache,
+)
 from seqagg.aggregators.base import Aggregator
 from seqagg.benchmark import BASELINES, benchmark
-from seqagg.evaluation import compare, holm
+from seqagg.evaluation import compare, compare_scores, holm
 from seqagg.logodds import to_log_odds
 from seqagg.results import BenchmarkResult, songs_checksum
 
@@ -254,7 +262,8 @@ def test_missing_frames_are_skipped() -> None:
         ({"labels": None}, "labels are needed"),
         ({"labels": [None] * 60}, "no song has a label and a frame"),
         ({"labels": ["blues"] * 60, "columns": ("a", "b", "c")}, "all songs have the label blues"),
-        ({"labels": [("blues",)] * 60, "task": "multilabel"}, "several labels"),
+        ({"labels": [("blues",)] * 60, "task": "multilabel"}, "all songs have the same labels"),
+        ({"labels": [None] * 60, "task": "multilabel"}, "no song has a label and a frame"),
         (
             {"labels": ["blues", *[None] * 59], "split": ["train", "test"] * 30},
             "no song of split 'test' has a label and a frame",
@@ -709,3 +718,107 @@ def test_averages_are_benchmarked_without_importing_torch(monkeypatch: pytest.Mo
     versions = provenance(benchmark(make_songs(), AVERAGES, cv=2).results)["versions"]
     assert versions["torch"]
     assert versions["hmmlearn"]
+
+
+# Several labels per song.
+
+
+def songs_of_several(n: int = 60, **fields: Any) -> Songs:
+    """Songs of none, one or several of three labels, frames out of the order of the alphabet."""
+    rng = np.random.default_rng(0)
+    columns = ("rock", "calm", "voice")
+    has = rng.random((n, 3)) < [0.5, 0.4, 0.2]
+    arrays = [rng.normal(1.5 * row - 1, 1.5, (rng.integers(3, 8), 3)) for row in has]
+    labels = [tuple(c for c, h in zip(columns, row, strict=True) if h) for row in has]
+    kept = {"columns": columns, "labels": labels, "task": "multilabel"}
+    return Songs.from_arrays(arrays, ids=[f"song {i}" for i in range(n)], **(kept | fields))
+
+
+def indicator(lists: Any, classes: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    return np.array([[int(c in row) for c in classes] for row in lists])
+
+
+def test_several_labels_are_scored_and_compared_by_their_ranking() -> None:
+    songs = songs_of_several(groups=artists())
+    result = benchmark(songs, ["majority", "logodds"], cv=3)
+    assert result.classes == ("calm", "rock", "voice")
+    found = {m: list(rows(result, m).values()) for m in ("majority", "logodds")}
+    truth = dict(zip(songs.ids, songs.labels, strict=True))
+    ranked = {}
+    for method, table in found.items():
+        assert all(row["label"] == sorted(truth[row["song_id"]]) for row in table)
+        y = indicator([row["label"] for row in table], result.classes)
+        said = indicator([row["prediction"] for row in table], result.classes)
+        p = np.array([row["proba"] for row in table])
+        expected = evaluation_multilabel.evaluate(y, said, p)
+        for metric, number in expected.items():
+            assert value(result, method, metric) == pytest.approx(number, abs=1e-6), metric
+        ranked[method] = evaluation_multilabel.lrap_of_songs(y, p)
+    groups = dict(zip(songs.ids, songs.groups, strict=True))
+    expected = compare_scores(
+        ranked["majority"],
+        ranked["logodds"],
+        [groups[row["song_id"]] for row in found["logodds"]],
+        seed=0,
+    )
+    pair = next(c for c in result.comparisons if c.baseline == "logodds")
+    assert pair.metric == "lrap"
+    assert (pair.comparison.wins_a, pair.comparison.wins_b) == (expected.wins_a, expected.wins_b)
+    assert pair.comparison.difference == pytest.approx(expected.difference, abs=1e-9)
+    assert value(result, "majority", "lrap_minus_logodds") == pair.comparison.difference
+    assert value(result, "majority", "sign_p_logodds") == pair.comparison.p_value
+    assert provenance(result.results)["task"] == "multilabel"
+
+
+def test_unnamed_columns_are_named_by_the_sorted_labels() -> None:
+    songs = songs_of_several()
+    order = np.argsort(songs.columns)
+    turned = songs.replace(values=songs.values[:, order], columns=None)
+    one, other = (benchmark(s, ["mean"], cv=3).predictions for s in (songs, turned))
+    assert one.to_pylist() == other.to_pylist()
+
+
+def test_lists_of_labels_are_read_back(tmp_path: Path) -> None:
+    benchmark(songs_of_several(), ["mean"], cv=3).write(tmp_path)
+    read = pq.read_table(tmp_path / "predictions.parquet")
+    lists = pa.list_(pa.field("element", pa.string()))
+    assert read.schema.field("label").type == read.schema.field("prediction").type == lists
+    assert [] in read["label"].to_pylist()
+
+
+def test_tags_that_are_no_labels_go_to_methods_that_learn() -> None:
+    songs = songs_of_several(columns=("guitar", "piano", "drums"))
+    result = benchmark(songs, ["mean", "stack"], cv=3)
+    assert [row["method"] for row in result.summary()] == ["stack"]
+    assert "labels such as 'calm' are not the names of columns" in result.notes[0]
+
+
+def test_one_of_several_labels_never_seen_in_training_is_refused() -> None:
+    songs = songs_of_several(columns=("guitar", "piano", "drums"))
+    labels = [*songs.labels[:-1], ("calm", "polka")]
+    with pytest.raises(SongError, match=r"^song 'song 59': label 'polka' was never seen"):
+        benchmark(songs.replace(labels=labels), ["stack"], cv=3)
+
+
+def test_names_of_equally_rare_labels_move_no_song() -> None:
+    """The songs that have both are counted with one of them, whatever the two are called."""
+    lists = [[("rock", "calm"), ("rock",), ("calm",), ("voice",)][i] for i in np.arange(60) % 4]
+    swapped = [[{"rock": "calm", "calm": "rock"}.get(c, c) for c in row] for row in lists]
+    one, two = (
+        benchmark(songs_of_several(labels=labels), ["mean"], cv=3).predictions["fold"].to_pylist()
+        for labels in (lists, swapped)
+    )
+    assert one == two
+
+
+def test_order_and_names_of_several_labels_move_no_song() -> None:
+    songs = songs_of_several()
+    other = {"rock": "a", "calm": "z", "voice": "m"}
+    renamed = songs.replace(
+        columns=[other[c] for c in songs.columns],
+        labels=[[other[c] for c in reversed(row)] for row in songs.labels],
+    )
+    one, two = (benchmark(s, ["mean"], cv=3) for s in (songs, renamed))
+    assert one.predictions["fold"].to_pylist() == two.predictions["fold"].to_pylist()
+    for metric in ("lrap", "subset_accuracy", "log_loss"):
+        assert value(two, "mean", metric) == pytest.approx(value(one, "mean", metric), rel=1e-6)

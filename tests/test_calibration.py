@@ -1,4 +1,4 @@
-"""Temperatures and mixes against grids and scipy on independent code."""
+"""Temperatures, biases and mixes against grids and scipy on independent code."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ import numpy.typing as npt
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import minimize
-from scipy.special import softmax
+from scipy.special import expit, softmax
+from sklearn.linear_model import LogisticRegression
 
 from seqagg.calibration import (
+    fit_calibration,
     fit_inverse_temperature,
     fit_mixture_weights,
+    log_probabilities,
     negative_log_likelihood,
+    prior_scores,
+    smoothed_prior,
+    song_losses,
 )
-from tests.reference_models import loss_of_mix
+from tests.reference_models import logistic_prior, loss_of_mix, loss_of_several
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -212,3 +218,137 @@ class TestMixture:
         fit_mixture_weights(parts, y, around)
         assert_array_equal(parts, before)
         assert around.tolist() == [1, 1]
+
+
+def random_log_odds(n: int, scale: float = 1.0, seed: int = 0) -> tuple[Floats, Ints]:
+    """Log-odds of three classes, one of them rare, too sure by `scale` and off by class."""
+    rng = np.random.default_rng(seed)
+    true = rng.normal([-0.5, 0.5, -2.5], 1.5, (n, 3))
+    y = (rng.random((n, 3)) < expit(true)).astype(np.int64)
+    return scale * true + np.array([1.0, -2.0, 0.5]), y
+
+
+class TestSeveralLabels:
+    """Scores are log-odds of each class by itself, calibrated by a slope and biases."""
+
+    def test_losses_against_a_loop(self) -> None:
+        scores, y = random_log_odds(20, 3.0)
+        for song in range(20):
+            one = scores[[song]].tolist(), y[[song]].tolist()
+            expected = loss_of_several([1.0], [0.0] * 3, [one[0]], one[1])
+            assert song_losses(scores, y)[song] == pytest.approx(expected, rel=1e-12)
+        assert negative_log_likelihood(scores, y) == pytest.approx(song_losses(scores, y).mean())
+
+    def test_probabilities_and_priors(self) -> None:
+        y = np.array([[1, 0, 1], [1, 0, 0], [1, 0, 0]])
+        prior = smoothed_prior(y, 3)
+        assert_allclose(prior, [4 / 5, 1 / 5, 2 / 5])
+        found = log_probabilities(prior_scores(prior, multilabel=True)[None], multilabel=True)
+        assert_allclose(np.exp(found[0]), prior, rtol=1e-12)
+
+    @pytest.mark.parametrize("scale", [0.01, 1.0, 50.0])
+    @pytest.mark.parametrize("n", [8, 60])
+    def test_scipy_without_gradients_finds_nothing_better(self, scale: float, n: int) -> None:
+        scores, y = random_log_odds(n, scale)
+        center = scores.mean()
+
+        def cost(theta: Any) -> float:
+            (log_beta, shared), own = theta[:2], theta[2:]
+            bias = [shared + b - math.exp(log_beta) * center for b in own]
+            loss = loss_of_several([math.exp(log_beta)], bias, [scores.tolist()], y.tolist())
+            return loss + 0.5 * log_beta**2 + logistic_prior(theta[1:])
+
+        beta, bias = fit_calibration(scores, y)
+        sums = bias + beta * center
+        shared = minimize(lambda b: logistic_prior([b[0], *(sums - b[0])]), [0.0], tol=1e-9).x[0]
+        here = [math.log(beta), shared, *(sums - shared)]
+        found = minimize(cost, here, method="Nelder-Mead")
+        assert cost(here) <= found.fun + 2e-3
+
+    def test_finds_the_slope_and_the_biases_that_labels_were_drawn_at(self) -> None:
+        scores, y = random_log_odds(6000, 2.0)
+        beta, bias = fit_calibration(scores, y)
+        assert beta == pytest.approx(0.5, rel=0.05)
+        assert_allclose(bias, -0.5 * np.array([1.0, -2.0, 0.5]), rtol=0, atol=0.15)
+
+    def test_one_class_is_a_logistic_regression(self) -> None:
+        scores, y = random_log_odds(3000, 2.0)
+        beta, bias = fit_calibration(scores[:, [0]], y[:, [0]])
+        model = LogisticRegression(C=1e6).fit(scores[:, [0]], y[:, 0])
+        assert beta == pytest.approx(model.coef_[0, 0], rel=5e-3)
+        assert bias[0] == pytest.approx(model.intercept_[0], abs=5e-3)
+
+    @pytest.mark.parametrize("n", [3, 30])
+    def test_a_class_on_every_song_or_on_none_is_smoothed(self, n: int) -> None:
+        """Without an opinion in the scores, each class has been met and missed once more.
+
+        What they share is even, since one is as frequent as the other is rare.
+        """
+        y = np.tile([1, 0], (n, 1))
+        beta, bias = fit_calibration(np.zeros((n, 2)), y)
+        assert np.isfinite(beta)
+        assert_allclose(expit(bias), [(n + 1) / (n + 2), 1 / (n + 2)], rtol=1e-4)
+
+    def test_finite_where_every_song_is_right(self) -> None:
+        y = np.tile(np.eye(3, dtype=np.int64), (10, 1))
+        for scale in (1e-3, 1.0, 1e3):
+            scores = scale * (2.0 * y - 1)
+            beta, bias = fit_calibration(scores, y)
+            assert 0 < beta < 1e4
+            assert np.isfinite(bias).all()
+            assert (np.abs(expit(beta * scores + bias) - y) < 0.15).all()
+
+    def test_classes_in_another_order_get_their_own_biases(self) -> None:
+        scores, y = random_log_odds(60)
+        order = [2, 0, 1]
+        beta, bias = fit_calibration(scores, y)
+        other, permuted = fit_calibration(scores[:, order], y[:, order])
+        assert other == pytest.approx(beta, rel=1e-3)
+        assert_allclose(permuted, bias[order], rtol=0, atol=1e-3)
+
+    def test_nothing_to_learn_from(self) -> None:
+        beta, bias = fit_calibration(np.empty((0, 3)), np.empty((0, 3), np.int64))
+        assert (beta, bias.tolist()) == (1, [0, 0, 0])
+
+    @pytest.mark.parametrize("calibrated", [False, True])
+    @pytest.mark.parametrize("scales", [(1.0, 1.0), (30.0, 0.1)])
+    def test_no_other_mix_is_better(self, scales: tuple[float, float], calibrated: bool) -> None:
+        """Biases, where there are any, are whatever suits the weights best."""
+        scores, y = random_log_odds(40)
+        noise = np.random.default_rng(1).normal(size=scores.shape)
+        parts = np.stack([scores * scales[0], (scores + 3 * noise) * scales[1]])
+        around = np.array([0.0, 1.0])
+        centered = parts if calibrated else parts - parts.mean(axis=(1, 2), keepdims=True)
+
+        def cost(theta: Any) -> float:
+            bias = [0.0] * 3 if calibrated else [theta[2] + own for own in theta[3:]]
+            loss = loss_of_several(list(theta[:2]), bias, centered.tolist(), y.tolist())
+            return loss + 0.5 * float(((theta[:2] - around) ** 2).sum()) + logistic_prior(theta[2:])
+
+        weights, loss = fit_mixture_weights(parts, y, around, calibrated=calibrated)
+        assert (weights >= 0).all()
+        start = np.concatenate([weights, [] if calibrated else [0.1] * 4])
+        bounds = [(0, None)] * 2 + [(None, None)] * (len(start) - 2)
+        for _ in range(3):  # Nelder-Mead stops early
+            found = minimize(cost, start, method="Nelder-Mead", bounds=bounds)
+            start = found.x
+        assert 40 * loss == pytest.approx(found.fun, abs=3e-2)
+
+    @pytest.mark.parametrize("constant", [0.0, math.log(0.3), -1e5])
+    def test_a_constant_has_no_say_in_a_mix(self, constant: float) -> None:
+        """The bias says it better; nor does the rounding of its mean have any."""
+        scores, y = random_log_odds(41)
+        alone, _ = fit_mixture_weights(scores[None], y, np.ones(1))
+        parts = np.stack([scores, np.full(scores.shape, constant)])
+        weights, _ = fit_mixture_weights(parts, y, np.array([1.0, 0.5]))
+        assert weights[1] == 0.5
+        assert weights[0] == pytest.approx(alone[0], rel=1e-3)
+
+    def test_classes_with_few_songs_share_what_others_have_learnt(self) -> None:
+        """Every class has its threshold at 2; it is found for one of a single song too."""
+        rng = np.random.default_rng(0)
+        y = (rng.random((200, 8)) < 0.3).astype(np.int64)
+        y[:, 0] = np.arange(200) == 7
+        scores = rng.normal(0, 0.7, y.shape) + 4 * y
+        beta, bias = fit_calibration(scores, y)
+        assert -bias[0] / beta == pytest.approx(2, abs=0.6)

@@ -630,6 +630,101 @@ def test_a_damaged_model_is_refused(cache):
     assert f"{model}: is damaged" in said
 
 
+# Several labels per song.
+
+
+@pytest.fixture
+def cache_of_several(tmp_path):
+    has = np.random.default_rng(0).random((48, 3)) < 0.4
+    labels = [tuple(c for c, h in zip(COLUMNS, row, strict=True) if h) for row in has]
+    rng = np.random.default_rng(1)
+    arrays = [rng.normal(3.0 * row - 1.5, 1.0, (5, 3)) for row in has]
+    songs = Songs.from_arrays(
+        arrays,
+        columns=COLUMNS,
+        labels=labels,
+        task="multilabel",
+        ids=[f"song {i}" for i in range(48)],
+    )
+    return save(songs, tmp_path / "several.parquet")
+
+
+def test_inspect_several_labels(cache_of_several):
+    found = run_json("inspect", cache_of_several)
+    assert (found["task"], found["n_unlabelled"]) == ("multilabel", 0)
+    assert "blues" in run("inspect", cache_of_several)
+
+
+def test_benchmark_several_labels(cache_of_several):
+    args = ("benchmark", cache_of_several, "--methods", "logodds,stack", "--cv", "3")
+    text = run(*args)
+    assert "LRAP" in text
+    assert "mAP" in text
+    assert "accuracy" not in text
+    assert "stack" in text.splitlines()[-1]
+    found = run_json(*args)
+    assert found["provenance"]["task"] == "multilabel"
+    assert 0.9 < found["methods"][0]["lrap"] <= 1
+
+
+def test_fit_and_predict_several_labels(cache_of_several, tmp_path):
+    model = fit(cache_of_several)
+    table, text = tmp_path / "labels.parquet", tmp_path / "labels.csv"
+    found = run_json("predict", model, cache_of_several, "--out", table)
+    songs, aggregator = seqagg.read_cache(cache_of_several), seqagg.load(model)
+    assert found["accuracy"] == pytest.approx(aggregator.score(songs))
+    assert "All labels right" in run("predict", model, cache_of_several, "--out", text)
+    expected = [
+        [c for c, has in zip(COLUMNS, row, strict=True) if has] for row in aggregator.predict(songs)
+    ]
+    assert [] in expected
+    assert pq.read_table(table)["prediction"].to_pylist() == expected
+    with text.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["prediction"] for row in rows] == ["|".join(labels) for labels in expected]
+
+
+def test_a_bar_in_a_label_needs_parquet(cache_of_several, tmp_path):
+    songs = seqagg.read_cache(cache_of_several)
+    labels = [tuple(c.replace("rock", "r|k") for c in row) for row in songs.labels]
+    odd = save(songs.replace(columns=["blues", "jazz", "r|k"], labels=labels), tmp_path / "o.arrow")
+    model = fit(odd)
+    assert "write .parquet" in refuse("predict", model, odd, "--out", tmp_path / "l.csv")
+    assert not (tmp_path / "l.csv").exists()
+    run("predict", model, odd, "--out", tmp_path / "l.parquet")
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        (
+            {"difference": 0.041, "low": 0.012, "high": 0.07, "wins_a": 9, "wins_b": 1},
+            "gru gains 4.1 points of LRAP on averaging log-odds (95 % interval 1.2 to 7.0): it "
+            "pays here.",
+        ),
+        (
+            {"difference": -0.041, "low": -0.07, "high": -0.012, "wins_a": 1, "wins_b": 9},
+            "gru loses 4.1 points of LRAP to averaging log-odds (95 % interval 1.2 to 7.0): "
+            "average here.",
+        ),
+        (
+            {"difference": 0.01, "low": -0.02, "high": 0.04, "wins_a": 5, "wins_b": 4},
+            "gru cannot be told from averaging log-odds by LRAP on 290 songs (+1.0 points, 95 % "
+            "interval -2.0 to +4.0): average until more songs say otherwise.",
+        ),
+        (
+            {"difference": 0.0, "low": 0.0, "high": 0.0, "wins_a": 0, "wins_b": 0},
+            "gru ranks the labels of every song as averaging log-odds does: average here.",
+        ),
+    ],
+)
+def test_the_verdict_on_a_ranking_in_words(pair, words):
+    from seqagg.evaluation import Comparison
+
+    comparison = Comparison(**pair, p_value=0.5, n_songs=290, n_groups=124)
+    assert terminal._verdict_of_ranking("gru", comparison, 290.0) == words
+
+
 # methods
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import logit
+from sklearn.metrics import f1_score
 
 import seqagg
-from seqagg.decision import abstain, doubt_limit, label_sets
+from seqagg.decision import abstain, best_thresholds, doubt_limit, doubts_of, label_sets
 from seqagg.errors import ParameterError
 
 
@@ -87,3 +89,82 @@ def test_a_loaded_model_makes_the_same_sets(tmp_path):
     model.save(tmp_path / "m.safetensors")
     loaded = seqagg.load(tmp_path / "m.safetensors")
     assert (loaded.predict_set(test) == model.predict_set(test)).all()
+
+
+# Several labels per song.
+
+
+def songs_of_several(n: int, seed: int) -> tuple[seqagg.Songs, np.ndarray]:
+    """Songs of three classes, none, one or several of them, whose frames are often wrong."""
+    rng = np.random.default_rng(seed)
+    y = (rng.random((n, 3)) < [0.5, 0.3, 0.15]).astype(np.int64)
+    arrays = [rng.normal(size=(rng.integers(3, 9), 3)) * 2 + 2.4 * row - 2 for row in y]
+    return seqagg.Songs.from_arrays(arrays), y
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_cut_has_a_higher_f1_than_the_threshold_before_it_is_drawn_to_a_half(seed):
+    rng = np.random.default_rng(seed)
+    y = (rng.random((40, 2)) < [0.4, 0.1]).astype(np.int64)
+    scores = np.round(rng.normal(-1, 1, (40, 2)) + y, seed % 3)  # with and without equal songs
+    least = np.minimum(y.sum(axis=0), 40 - y.sum(axis=0))
+    cuts = logit(best_thresholds(scores, y)) * (least + 10) / np.maximum(least, 1)
+    for k in np.flatnonzero(least):
+        found = f1_score(y[:, k], scores[:, k] >= cuts[k] - 1e-9)
+        assert found == max(f1_score(y[:, k], scores[:, k] >= cut) for cut in scores[:, k])
+
+
+def test_a_threshold_stands_halfway_between_two_songs_and_is_drawn_to_a_half():
+    scores = np.array([[-3.0], [-2.5], [-1.5], [-1.0]] * 5)
+    y = np.array([[0], [0], [1], [1]] * 5)
+    assert logit(best_thresholds(scores, y))[0] == pytest.approx(-2.0 * 10 / 20)
+
+
+def test_few_songs_move_a_threshold_little():
+    """One lucky song of a rare class must not open the door to all."""
+    scores = np.linspace(-9, -5, 500)[:, None]
+    y = np.zeros((500, 1), np.int64)
+    y[100] = 1
+    assert 0.3 < best_thresholds(scores, y)[0] < 0.5
+
+
+def test_a_threshold_where_nothing_can_be_learnt():
+    scores = np.random.default_rng(0).normal(size=(9, 2))
+    assert best_thresholds(scores, np.tile([0, 1], (9, 1))).tolist() == [0.5, 0.5]
+    assert best_thresholds(np.empty((0, 2)), np.empty((0, 2), np.int64)).tolist() == [0.5, 0.5]
+
+
+def test_a_doubt_is_that_of_the_least_probable_label():
+    log_odds = logit(np.array([[0.9, 0.6, 0.1], [0.2, 0.6, 0.1], [0.9, 0.9, 0.9]]))
+    y = np.array([[1, 1, 0], [0, 0, 1], [0, 0, 0]])
+    assert doubts_of(log_odds, y).tolist() == pytest.approx([0.4, 0.9, 0])
+
+
+def test_a_song_may_go_without_a_label():
+    probability = np.array([[0.5, 0.3], [0.1, 0.05]])
+    found = label_sets(probability, 0.7, never_empty=False)
+    assert found.tolist() == [[True, True], [False, False]]
+
+
+@pytest.mark.parametrize("method", [seqagg.MeanLogOdds(), seqagg.StackingAggregator()])
+@pytest.mark.parametrize("error_rate", [0.05, 0.2])
+def test_sets_hold_all_labels_as_often_as_was_promised(method, error_rate):
+    missed = []
+    for seed in range(20):
+        test, y = songs_of_several(300, 1000 + seed)
+        sets = method.fit(*songs_of_several(150, seed)).predict_set(test, error_rate=error_rate)
+        missed.append((~sets & (y == 1)).any(axis=1))
+    error = np.sqrt(error_rate * (1 - error_rate) / 150 / 20)
+    assert error_rate / 2 < np.mean(missed) < error_rate + 4 * error
+
+
+def test_the_set_of_a_song_without_a_label_may_be_empty():
+    model = seqagg.MeanLogOdds().fit(*songs_of_several(100, 0))
+    silent = [np.full((5, 3), -9.0)]
+    assert not model.predict_set(silent, error_rate=0.2).any()
+
+
+def test_several_labels_are_not_withheld_one_by_one():
+    model = seqagg.MeanLogOdds().fit(*songs_of_several(20, 0))
+    with pytest.raises(ParameterError, match="abstain_below is for songs with one label each"):
+        model.predict(songs_of_several(5, 1)[0], abstain_below=0.5)

@@ -59,6 +59,36 @@ class TestGroupedFolds:
         for _, held in grouped_folds(y, groups, 3, seed=0):
             assert np.bincount(y[held]).tolist() == [10, 6, 4]
 
+    @settings(max_examples=40, deadline=None)
+    @given(
+        songs=st.lists(
+            st.tuples(*[st.integers(0, 1)] * 3, st.integers(0, 7)), min_size=1, max_size=40
+        ),
+        n_folds=st.integers(1, 6),
+    )
+    def test_several_labels_per_song(
+        self, songs: list[tuple[int, int, int, int]], n_folds: int
+    ) -> None:
+        """Whatever the labels: on all songs, on none, songs without any."""
+        y, groups = np.array(songs)[:, :3], np.array(songs)[:, 3]
+        folds = grouped_folds(y, groups, n_folds, seed=0)
+        if min(n_folds, len(set(groups.tolist()))) < 2:
+            assert folds == []
+            return
+        assert_partition(folds, len(songs))
+        for learn, held in folds:
+            assert set(groups[learn].tolist()).isdisjoint(groups[held].tolist())
+
+    @pytest.mark.parametrize("groups", [np.arange(60), np.arange(60) // 2])
+    def test_the_rarest_of_several_labels_is_spread_evenly(self, groups: Ints) -> None:
+        """Nearly all songs have the first label; 12 have the second, 6 the third, 6 have none."""
+        y = np.zeros((60, 3), np.int64)
+        y[6:, 0] = y[10:22, 1] = y[20:26, 2] = 1
+        for _, held in grouped_folds(y, groups, 3, seed=0):
+            assert y[held, 2].sum() == 2
+            assert 2 <= y[held, 1].sum() <= 6
+            assert (y[held].sum(axis=1) == 0).sum() == 2
+
     def test_a_rare_class_is_held_out_once(self) -> None:
         """One song of class 2 is missing from most folds, and may be."""
         y = np.array([0, 1] * 10 + [2])

@@ -24,9 +24,12 @@ from seqagg.kernels.hmm import (
     fit_em,
     log_density,
     log_likelihood,
+    log_likelihoods,
     maximize,
+    posteriors,
     with_jacobian,
 )
+from seqagg.kernels.packing import pack_songs
 from seqagg.kernels.segments import segment_max, segment_mean, segment_sum, segment_votes
 from tests import reference, reference_models
 
@@ -110,14 +113,14 @@ def assert_expectations_by_loop(
     found: Expectations, frames: Floats, offsets: Ints, model: GaussianParameters, rtol: float
 ) -> None:
     start, trans = model.startprob, model.transmat
-    posteriors: list[list[float]] = []
+    expected: list[list[float]] = []
     transitions, starts = np.zeros_like(trans), np.zeros_like(start)
     for song in songs_of(frames, offsets):
         log_b = scipy_log_density(song, model)
-        posteriors += reference_models.hmm_posteriors_by_loop(start, trans, log_b)
-        starts += posteriors[-len(song)]
+        expected += reference_models.hmm_posteriors_by_loop(start, trans, log_b)
+        starts += expected[-len(song)]
         transitions += reference_models.hmm_transitions_by_loop(start, trans, log_b)
-    assert_allclose(found.posteriors, posteriors, rtol=rtol, atol=1e-12)
+    assert_allclose(posteriors(frames, offsets, model), expected, rtol=rtol, atol=1e-12)
     assert_allclose(found.start, starts, rtol=rtol, atol=1e-12)
     assert_allclose(found.transitions, transitions, rtol=rtol, atol=1e-12)
 
@@ -217,6 +220,108 @@ class TestLikelihood:
             assert_allclose(alone, expected, rtol=1e-12)
 
 
+def models_of_all_sizes(kind: str) -> list[GaussianParameters]:
+    """One state, two and three; the last two run one way."""
+    three = random_model(kind, "left-right", seed=1)
+    one = GaussianParameters(np.ones(1), np.ones((1, 1)), three.means[:1], three.covars[:1])
+    two = GaussianParameters(
+        np.array([1.0, 0.0]),
+        np.array([[0.9, 0.1], [0.0, 1.0]]),
+        three.means[1:] + 1,
+        three.covars[:2],
+    )
+    return [random_model(kind), one, three, two]
+
+
+class TestManyModels:
+    LENGTHS = (5, 1, 200, 17, 17, 1, 90, 3)
+
+    @every_kind
+    @pytest.mark.parametrize("cells", [1, 50, 1 << 17])
+    @pytest.mark.parametrize("side_by_side", [1, 3, 512])
+    def test_each_equals_hmmlearn(
+        self, kind: str, cells: int, side_by_side: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However the work is cut up."""
+        monkeypatch.setattr("seqagg.kernels.hmm._WINDOW_CELLS", cells)
+        monkeypatch.setattr("seqagg.kernels.hmm._SCORED_SONGS", side_by_side)
+        frames, offsets = random_songs(*self.LENGTHS)
+        models = models_of_all_sizes(kind)
+        expected = [
+            [hmmlearn_of(model).score(song) for model in models]
+            for song in songs_of(frames, offsets)
+        ]
+        assert_allclose(log_likelihoods(frames, offsets, models), expected, rtol=1e-10)
+        single = log_likelihoods(frames, offsets, models, np.float32)
+        assert_allclose(single, expected, rtol=2e-6)
+
+    @every_kind
+    def test_many_rows_and_few_are_summed_alike(self, kind: str) -> None:
+        """A matrix product serves many states, our own loops a few."""
+        frames, offsets = random_songs(*self.LENGTHS)
+        models = models_of_all_sizes(kind)
+        many = log_likelihoods(frames, offsets, models * 4)
+        assert_allclose(many, np.tile(log_likelihoods(frames, offsets, models), 4), rtol=1e-12)
+
+    def test_the_number_of_threads_changes_no_bit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("seqagg.kernels.hmm._SCORED_SONGS", 2)
+        frames, offsets = random_songs(*self.LENGTHS)
+        models = models_of_all_sizes("diag")
+        one = log_likelihoods(frames, offsets, models, n_jobs=1)
+        assert_array_equal(log_likelihoods(frames, offsets, models, n_jobs=3), one)
+
+    def test_no_song(self) -> None:
+        models = models_of_all_sizes("diag")
+        assert log_likelihoods(np.empty((0, 2)), np.array([0]), models).shape == (0, 4)
+
+    @every_kind
+    def test_float32_leaves_to_float64_what_it_cannot_hold(self, kind: str) -> None:
+        """Squares of 1e5 would cancel to nothing in seven digits."""
+        model = random_model(kind)
+        far = dataclasses.replace(model, means=model.means + 1e5 * np.eye(3)[:, :2])
+        frames, offsets = random_songs(30, 4)
+        expected = log_likelihoods(frames, offsets, [far])
+        assert_array_equal(log_likelihoods(frames, offsets, [far], np.float32), expected)
+
+    @every_kind
+    def test_float64_keeps_its_digits_far_from_the_center(self, kind: str) -> None:
+        """Tight states at plus and minus 1e6: squares have 12 digits before the point."""
+        model = random_model(kind)
+        means = model.means + np.array([[1e6], [-1e6], [0.0]])
+        far = dataclasses.replace(model, means=means, covars=model.covars * 1e-4)
+        near = np.random.default_rng(0).normal(0, 1e-2, (12, 2)) + means[np.arange(12) % 3]
+        offsets = np.array([0, 12])
+        expected = log_joint(near, offsets, far)
+        assert_allclose(log_likelihood(near, offsets, far), expected, rtol=1e-9)
+
+
+class TestPacking:
+    @pytest.mark.parametrize("lengths", [(3, 1, 2), (1,), (4, 4, 4), (2, 7, 1, 7, 5, 3)])
+    @pytest.mark.parametrize("n_songs", [1, 2, 100])
+    def test_every_frame_once_in_time_order(self, lengths: tuple[int, ...], n_songs: int) -> None:
+        offsets = np.cumsum([0, *lengths])
+        packs = pack_songs(offsets, n_songs)
+        seen = []
+        for pack in packs:
+            assert len(pack.songs) <= n_songs
+            for c, song in enumerate(pack.songs):
+                rows = pack.rows[pack.song_of_column() == c]
+                assert rows.tolist() == list(range(offsets[song], offsets[song + 1]))
+                seen += rows.tolist()
+            for t in range(pack.n_steps):
+                step = pack.rows[pack.starts[t] : pack.starts[t + 1]]
+                assert_array_equal(step, offsets[pack.songs[: len(step)]] + t)
+        assert sorted(seen) == list(range(sum(lengths)))
+
+    def test_windows_cover_all_steps_and_keep_to_the_size(self) -> None:
+        (pack,) = pack_songs(np.cumsum([0, 9, 5, 5, 1]), 10)
+        for size in (1, 4, 7, 100):
+            windows = list(pack.windows(size))
+            assert [t for first, end in windows for t in range(first, end)] == list(range(9))
+            for first, end in windows:
+                assert end == first + 1 or pack.starts[end] - pack.starts[first] <= size
+
+
 SEPARATED = GaussianParameters(
     np.array([1.0, 0.0]),
     np.array([[0.5, 0.5], [0.0, 1.0]]),
@@ -267,23 +372,25 @@ class TestUnderflow:
         expected = log_joint(frames, offsets, model)
         assert np.isfinite(expected).all()
         assert_allclose(log_likelihood(frames, offsets, model), expected, rtol=1e-9)
+        single = log_likelihoods(frames, offsets, [model], np.float32)
+        assert_allclose(single[:, 0], expected, rtol=2e-6)
 
     def test_expectations(self, model: GaussianParameters, song: list[float]) -> None:
         frames, offsets = one_column(*song)
         found = expectations(frames, offsets, model)
         assert found.log_likelihood == pytest.approx(log_joint(frames, offsets, model)[0], rel=1e-9)
         # Likelihoods of 1e8 nats leave seven digits to their differences.
-        assert_allclose(found.posteriors.sum(axis=1), 1, rtol=1e-6)
+        assert_allclose(posteriors(frames, offsets, model).sum(axis=1), 1, rtol=1e-6)
         assert_expectations_by_loop(found, frames, offsets, model, rtol=1e-6)
 
     def test_neighbours_are_not_touched(self, model: GaussianParameters, song: list[float]) -> None:
         plain = [model.means[0, 0] + 0.5, model.means[0, 0] - 0.2]
         frames, _ = one_column(*plain, *song, *plain)
         offsets = np.cumsum([0, 2, len(song), 2])
-        alone = expectations(*one_column(*plain), model)
-        found = expectations(frames, offsets, model)
-        assert_allclose(found.posteriors[:2], alone.posteriors, rtol=1e-12)
-        assert_allclose(found.posteriors[-2:], alone.posteriors, rtol=1e-12)
+        alone = posteriors(*one_column(*plain), model)
+        found = posteriors(frames, offsets, model)
+        assert_allclose(found[:2], alone, rtol=1e-12)
+        assert_allclose(found[-2:], alone, rtol=1e-12)
 
     def test_em_learns_from_it(self, model: GaussianParameters, song: list[float]) -> None:
         frames, offsets = one_column(*song)
@@ -329,14 +436,15 @@ class TestExpectations:
         model = random_model(kind, topology)
         frames, offsets = random_songs(5, 1, 2)
         found = expectations(frames, offsets, model)
-        posteriors: list[list[float]] = []
+        expected: list[list[float]] = []
         transitions = np.zeros((3, 3))
         for song in songs_of(frames, offsets):
             oracle = (model.startprob, model.transmat, scipy_log_density(song, model))
-            posteriors += reference.hmm_posteriors_by_enumeration(*oracle)
+            expected += reference.hmm_posteriors_by_enumeration(*oracle)
             transitions += reference.hmm_transitions_by_enumeration(*oracle)
-        assert_allclose(found.posteriors, posteriors, rtol=1e-9, atol=1e-14)
-        assert_allclose(found.start, np.array(posteriors)[[0, 5, 6]].sum(axis=0), rtol=1e-9)
+        found_states = posteriors(frames, offsets, model)
+        assert_allclose(found_states, expected, rtol=1e-9, atol=1e-14)
+        assert_allclose(found.start, np.array(expected)[[0, 5, 6]].sum(axis=0), rtol=1e-9)
         assert_allclose(found.transitions, transitions, rtol=1e-9, atol=1e-14)
 
     @every_kind
@@ -347,10 +455,23 @@ class TestExpectations:
         found = expectations(frames, offsets, model)
         hmm = hmmlearn_of(model)
         lengths = np.diff(offsets)
-        assert_allclose(found.posteriors, hmm.predict_proba(frames, lengths), rtol=1e-7, atol=1e-12)
+        states = hmm.predict_proba(frames, lengths)
+        assert_allclose(posteriors(frames, offsets, model), states, rtol=1e-7, atol=1e-12)
         assert found.log_likelihood == pytest.approx(hmm.score(frames, lengths), rel=1e-10)
         assert found.transitions.sum() == pytest.approx(len(frames) - len(lengths))
         assert found.start.sum() == pytest.approx(len(lengths))
+
+    @every_kind
+    def test_those_of_parts_add_up(self, kind: str) -> None:
+        model = random_model(kind)
+        frames, offsets = random_songs(30, 1, 200, 4)
+        center = np.array([0.3, -1.0])
+        whole = expectations(frames, offsets, model, center)
+        parts = expectations(frames[:31], offsets[:3], model, center) + expectations(
+            frames[31:], offsets[2:] - 31, model, center
+        )
+        for name in ("log_likelihood", "start", "transitions", "moments"):
+            assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-10)
 
     def test_likelihood_is_that_of_the_songs(self) -> None:
         model = random_model("full")
@@ -501,27 +622,44 @@ class TestEM:
 class TestMaximize:
     """One step by hand: two features, the responsibilities given."""
 
-    FRAMES = np.array([[0.0, 0.0], [2.0, 4.0], [5.0, 1.0]])
-    FOUND = Expectations(
-        log_likelihood=0.0,
-        start=np.array([1.0, 0.0]),
-        transitions=np.array([[1.0, 1.0], [0.0, 0.0]]),
-        posteriors=np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]),
-    )
+    FRAMES = ((0.0, 0.0), (2.0, 4.0), (5.0, 1.0))
+    STATES = (0, 0, 1)
+    CENTER = (3.0, -1.0)
+
+    def found(self, kind: str) -> Expectations:
+        moments = np.zeros((2, 5 if kind == "diag" else 6))
+        for frame, state in zip(self.FRAMES, self.STATES, strict=True):
+            x, y = frame[0] - self.CENTER[0], frame[1] - self.CENTER[1]
+            squares = [x * x, y * y] if kind == "diag" else [x * x, x * y, y * y]
+            moments[state] += [1, x, y, *squares]
+        return Expectations(
+            log_likelihood=0.0,
+            start=np.array([1.0, 0.0]),
+            transitions=np.array([[1.0, 1.0], [0.0, 0.0]]),
+            moments=moments,
+            center=np.array(self.CENTER),
+        )
 
     @pytest.mark.parametrize(
-        ("covars", "first", "second"),
+        ("kind", "covars", "first", "second"),
         [
             # Two frames about (1, 2): squares sum to 2 and 8, products to 4. One frame alone: 0.
-            (np.ones((2, 2)), [5 / 5, 11 / 5], [3 / 4, 3 / 4]),
-            (np.tile(np.eye(2), (2, 1, 1)), [[1.0, 0.8], [0.8, 2.2]], [[0.75, 0], [0, 0.75]]),
+            ("diag", np.ones((2, 2)), [5 / 5, 11 / 5], [3 / 4, 3 / 4]),
+            (
+                "full",
+                np.tile(np.eye(2), (2, 1, 1)),
+                [[1.0, 0.8], [0.8, 2.2]],
+                [[0.75, 0], [0, 0.75]],
+            ),
         ],
         ids=KINDS,
     )
-    def test_shrinkage_is_so_many_frames_worth(self, covars: Any, first: Any, second: Any) -> None:
+    def test_shrinkage_is_so_many_frames_worth(
+        self, kind: str, covars: Any, first: Any, second: Any
+    ) -> None:
         before = np.array([[0.5, 0.5], [0.25, 0.75]])
         model = GaussianParameters(np.full(2, 0.5), before, np.zeros((2, 2)), covars)
-        step = maximize(self.FRAMES, self.FOUND, model, shrinkage=3.0)
+        step = maximize(self.found(kind), model, shrinkage=3.0)
         assert_allclose(step.means, [[1, 2], [5, 1]], rtol=1e-12)
         assert_allclose(step.covars[0], first, rtol=1e-12, atol=1e-12)
         assert_allclose(step.covars[1], second, rtol=1e-12, atol=1e-12)
@@ -531,12 +669,14 @@ class TestMaximize:
     def test_what_is_forbidden_stays_forbidden(self) -> None:
         """Even if rounding should find a trace of it."""
         found = dataclasses.replace(
-            self.FOUND, start=np.array([0.5, 0.5]), transitions=np.array([[2.0, 2.0], [1.0, 3.0]])
+            self.found("diag"),
+            start=np.array([0.5, 0.5]),
+            transitions=np.array([[2.0, 2.0], [1.0, 3.0]]),
         )
         before = np.array([[0.5, 0.5], [0.0, 1.0]])
         start = np.array([1.0, 0.0])
         model = GaussianParameters(start, before, np.zeros((2, 2)), np.ones((2, 2)))
-        step = maximize(self.FRAMES, found, model, shrinkage=3.0)
+        step = maximize(found, model, shrinkage=3.0)
         assert step.startprob.tolist() == [1, 0]
         assert step.transmat.tolist() == [[0.5, 0.5], [0.0, 1.0]]
 

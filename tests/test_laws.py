@@ -10,6 +10,7 @@ import inspect
 import re
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,39 +48,80 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 ACCEPTED_FAILURES: dict[tuple[str, str], str] = {}
 """(test, method) -> why the method need not obey."""
 
-TRAINING = mixed_songs(62)  # one more of the first class in each half
+
+@dataclass(frozen=True)
+class Case:
+    """A method, and whether songs have one label each or any number of them."""
+
+    name: str
+    multilabel: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}-multilabel" if self.multilabel else self.name
+
+    @property
+    def training(self) -> Songs:
+        """Songs to learn from; of one label each, one more of the first class in each half."""
+        return MULTILABEL_TRAINING if self.multilabel else TRAINING
+
+    @property
+    def queries(self) -> Songs:
+        return MULTILABEL_QUERIES if self.multilabel else QUERIES
+
+    def order_songs(self, n: int, seed: int = 0) -> Songs:
+        return order_songs(n, seed, multilabel=self.multilabel)
+
+    def order_free_songs(self, n: int, seed: int = 0, **fields: Any) -> Songs:
+        return order_free_songs(n, seed, multilabel=self.multilabel, **fields)
+
+    @property
+    def gap(self) -> float:
+        """Nats by which frames tell the labels of a song, not very clearly."""
+        return 2.5 if self.multilabel else 1.0
+
+    def label(self, name: str) -> Any:
+        """Label of a song that has this one alone."""
+        return (name,) if self.multilabel else name
+
+
+TRAINING = mixed_songs(62)
 QUERIES = mixed_songs(20, seed=1)
+MULTILABEL_TRAINING = mixed_songs(62, multilabel=True)
+MULTILABEL_QUERIES = mixed_songs(20, seed=1, multilabel=True)
+
+CASES = [Case(name, multilabel) for multilabel in (False, True) for name in AGGREGATORS]
 
 
-@pytest.fixture(params=AGGREGATORS)
-def name(request: pytest.FixtureRequest) -> str:
-    reason = ACCEPTED_FAILURES.get((request.function.__name__, request.param))
+@pytest.fixture(params=CASES, ids=str)
+def case(request: pytest.FixtureRequest) -> Case:
+    found: Case = request.param
+    reason = ACCEPTED_FAILURES.get((request.function.__name__, found.name))
     if reason is not None:
         pytest.skip(reason)
-    return str(request.param)
+    return found
 
 
-def make(name: str, **parameters: Any) -> Aggregator:
-    return make_aggregator(name, **(PARAMETERS.get(name, {}) | parameters))
+def make(case: Case, **parameters: Any) -> Aggregator:
+    return make_aggregator(case.name, **(PARAMETERS.get(case.name, {}) | parameters))
 
 
 @functools.cache
-def fitted(name: str) -> Aggregator:
+def fitted(case: Case) -> Aggregator:
     """Fitted where there is something to learn from the order of frames and from frames alone.
 
     A learnt method that stayed with averaging would obey many laws for no reason of its own.
     """
-    return make(name).fit(TRAINING)
+    return make(case).fit(case.training)
 
 
 @functools.cache
-def fitted_to_order(name: str) -> Aggregator:
-    return make(name).fit(order_songs(45))
+def fitted_to_order(case: Case) -> Aggregator:
+    return make(case).fit(case.order_songs(90 if case.multilabel else 45))
 
 
 @functools.cache
-def fitted_to_frames(name: str) -> Aggregator:
-    return make(name).fit(order_free_songs(45, gap=1.0))
+def fitted_to_frames(case: Case) -> Aggregator:
+    return make(case).fit(case.order_free_songs(45, gap=case.gap))
 
 
 def learns(model: Aggregator) -> bool:
@@ -110,153 +152,167 @@ def with_missing_frames(songs: Songs, seed: int = 0) -> Songs:
             missing[rng.integers(array.shape[1])] = np.nan
             array = np.insert(array, rng.integers(len(array) + 1), missing, axis=0)
         arrays.append(array)
-    return Songs.from_arrays(arrays, columns=songs.columns, labels=songs.labels, ids=songs.ids)
+    fields = {name: getattr(songs, name) for name in ("columns", "labels", "ids", "task")}
+    return Songs.from_arrays(arrays, **fields)
 
 
 class TestLaw1Probabilities:
-    def test_shapes_sums_and_logs(self, name: str) -> None:
-        model = fitted(name)
-        proba, log_proba = model.predict_proba(QUERIES), model.predict_log_proba(QUERIES)
-        shape = (len(QUERIES), len(COLUMNS))
-        assert proba.shape == log_proba.shape == model.decision_function(QUERIES).shape == shape
-        assert np.isfinite(answers(model, QUERIES)).all()
-        assert_allclose(proba.sum(axis=1), 1, rtol=1e-12)
+    def test_shapes_sums_and_logs(self, case: Case) -> None:
+        model = fitted(case)
+        queries, shape = case.queries, (len(case.queries), len(COLUMNS))
+        proba, log_proba = model.predict_proba(queries), model.predict_log_proba(queries)
+        assert proba.shape == log_proba.shape == model.decision_function(queries).shape == shape
+        assert np.isfinite(answers(model, queries)).all()
+        if not case.multilabel:
+            assert_allclose(proba.sum(axis=1), 1, rtol=1e-12)
+        assert ((proba >= 0) & (proba <= 1)).all()
         assert_allclose(np.log(proba), log_proba, rtol=1e-9, atol=1e-9)
 
-    def test_the_likeliest_class_is_predicted(self, name: str) -> None:
-        model = fitted(name)
+    def test_what_is_likeliest_or_likely_enough_is_predicted(self, case: Case) -> None:
+        model = fitted(case)
         assert model.classes_.tolist() == sorted(COLUMNS)
-        predicted = model.predict(QUERIES)
+        predicted = model.predict(case.queries)
+        if case.multilabel:
+            assert predicted.dtype == np.int64
+            enough = model.predict_proba(case.queries) >= model.thresholds_
+            assert predicted.tolist() == enough.tolist()
+            return
         assert predicted.dtype == model.classes_.dtype
-        likeliest = model.classes_[model.predict_proba(QUERIES).argmax(axis=1)]
+        likeliest = model.classes_[model.predict_proba(case.queries).argmax(axis=1)]
         assert predicted.tolist() == likeliest.tolist()
 
-    def test_far_out_songs_get_finite_answers(self, name: str) -> None:
-        model = fitted(name)
+    def test_far_out_songs_get_finite_answers(self, case: Case) -> None:
+        model = fitted(case)
         far = [np.full((3, 3), value) for value in (-1e4, 1e4, -np.inf, np.inf)]
         far.append(np.array([[-1e4, 1e4, 0.0]]))
         assert np.isfinite(answers(model, far)).all()
-        assert_allclose(model.predict_proba(far).sum(axis=1), 1, rtol=1e-12)
+        if not case.multilabel:
+            assert_allclose(model.predict_proba(far).sum(axis=1), 1, rtol=1e-12)
 
-    def test_no_song_no_answer(self, name: str) -> None:
-        model = fitted(name)
-        assert model.predict_proba(QUERIES[:0]).shape == (0, 3)
-        assert model.predict(QUERIES[:0]).shape == (0,)
+    def test_no_song_no_answer(self, case: Case) -> None:
+        model = fitted(case)
+        assert model.predict_proba(case.queries[:0]).shape == (0, 3)
+        assert model.predict(case.queries[:0]).shape == ((0, 3) if case.multilabel else (0,))
         with pytest.raises(SongError, match="no songs"):
             model.predict([])
 
-    def test_before_fit_there_is_no_answer(self, name: str) -> None:
+    def test_before_fit_there_is_no_answer(self, case: Case) -> None:
         methods = ("predict", "predict_proba", "predict_log_proba", "decision_function", "score")
         for method in methods:
             with pytest.raises(NotFittedError, match="not fitted yet"):
-                getattr(make(name), method)(QUERIES)
+                getattr(make(case), method)(case.queries)
         with pytest.raises(NotFittedError, match="not fitted yet"):
-            make(name).save("never.safetensors")
+            make(case).save("never.safetensors")
 
 
 class TestLaw2EachSongForItself:
-    def test_alone_or_in_company(self, name: str) -> None:
-        model = fitted(name)
-        alone = np.vstack([answers(model, QUERIES[[i]]) for i in range(len(QUERIES))])
-        assert_same_answers(answers(model, QUERIES), alone, model)
+    def test_alone_or_in_company(self, case: Case) -> None:
+        model = fitted(case)
+        alone = np.vstack([answers(model, case.queries[[i]]) for i in range(len(case.queries))])
+        assert_same_answers(answers(model, case.queries), alone, model)
 
-    def test_in_any_order_and_company(self, name: str) -> None:
-        model = fitted(name)
-        together = answers(model, QUERIES)
+    def test_in_any_order_and_company(self, case: Case) -> None:
+        model = fitted(case)
+        together = answers(model, case.queries)
         for seed in range(3):
-            some = np.random.default_rng(seed).permutation(len(QUERIES))[: 20 - 6 * seed]
-            assert_same_answers(answers(model, QUERIES[some]), together[some], model)
+            some = np.random.default_rng(seed).permutation(len(case.queries))[: 20 - 6 * seed]
+            assert_same_answers(answers(model, case.queries[some]), together[some], model)
 
-    def test_next_to_a_long_and_strange_song(self, name: str) -> None:
-        model = fitted(name)
+    def test_next_to_a_long_and_strange_song(self, case: Case) -> None:
+        model = fitted(case)
         strange = np.random.default_rng(0).normal(0, 50, (300, 3))
-        beside = answers(model, [*QUERIES, strange])[:-1]
-        assert_same_answers(beside, answers(model, QUERIES), model)
+        beside = answers(model, [*case.queries, strange])[:-1]
+        assert_same_answers(beside, answers(model, case.queries), model)
 
-    def test_with_any_number_of_threads(self, name: str) -> None:
-        model = fitted(name)
+    def test_with_any_number_of_threads(self, case: Case) -> None:
+        model = fitted(case)
         before, by_threads = torch.get_num_threads(), []
         try:
             for n in (1, 2):
                 torch.set_num_threads(n)
                 with threadpool_limits(n):
-                    by_threads.append(answers(model, QUERIES))
+                    by_threads.append(answers(model, case.queries))
         finally:
             torch.set_num_threads(before)
         assert_same_answers(*by_threads, model)
 
-    def test_songs_or_plain_arrays(self, name: str) -> None:
-        model = fitted(name)
-        assert_array_equal(answers(model, frames_of(QUERIES)), answers(model, QUERIES))
+    def test_songs_or_plain_arrays(self, case: Case) -> None:
+        model = fitted(case)
+        assert_array_equal(answers(model, frames_of(case.queries)), answers(model, case.queries))
 
 
 class TestLaw3Fit:
-    def test_parameters_are_kept_as_given(self, name: str) -> None:
-        model = make(name, on_empty="prior")
+    def test_parameters_are_kept_as_given(self, case: Case) -> None:
+        model = make(case, on_empty="prior")
         parameters = model.get_params()
         assert parameters["on_empty"] == "prior"
         assert clone(model).get_params() == parameters
         assert type(model)(**parameters).get_params() == parameters
         assert type(model)().set_params(**parameters).get_params() == parameters
 
-    def test_fit_forgets_an_earlier_fit(self, name: str) -> None:
-        model = clone(fitted(name))
-        other = order_free_songs(24, seed=5, columns=("jig", "reel"))
+    def test_fit_forgets_an_earlier_fit(self, case: Case) -> None:
+        model = clone(fitted(case))
+        other = replace(case, multilabel=not case.multilabel).order_free_songs(
+            24, seed=5, columns=("jig", "reel")
+        )
         model.fit(other)
-        assert model.fit(TRAINING) is model
-        assert_array_equal(answers(model, QUERIES), answers(fitted(name), QUERIES))
-        assert model.classes_.tolist() == fitted(name).classes_.tolist()
+        assert model.fit(case.training) is model
+        assert_array_equal(answers(model, case.queries), answers(fitted(case), case.queries))
+        assert model.classes_.tolist() == fitted(case).classes_.tolist()
 
-    def test_the_same_seed_gives_the_same_bits_whatever_was_drawn_before(self, name: str) -> None:
+    def test_the_same_seed_gives_the_same_bits_whatever_was_drawn_before(self, case: Case) -> None:
         np.random.seed(99)  # noqa: NPY002 (the global generator is what this is about)
         torch.manual_seed(99)
         numpy_state, torch_state = np.random.get_state()[1], torch.get_rng_state()  # noqa: NPY002
-        model = make(name).fit(TRAINING)
-        assert_array_equal(answers(model, QUERIES), answers(fitted(name), QUERIES))
+        model = make(case).fit(case.training)
+        assert_array_equal(answers(model, case.queries), answers(fitted(case), case.queries))
         assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
         assert_array_equal(torch.get_rng_state(), torch_state)
 
-    def test_neither_parameters_nor_songs_are_changed(self, name: str) -> None:
-        songs = mixed_songs(62)
+    def test_neither_parameters_nor_songs_are_changed(self, case: Case) -> None:
+        songs = mixed_songs(62, multilabel=case.multilabel)
         y, groups = integer_labels(songs), np.arange(62) // 3
-        model = make(name)
+        model = make(case)
         parameters = model.get_params()
         model.fit(songs.replace(columns=None), y, groups=groups)
         answers(model, songs)
         assert model.get_params() == parameters
-        assert_same_songs(songs, mixed_songs(62))
-        assert y.tobytes() == integer_labels(mixed_songs(62)).tobytes()
+        assert_same_songs(songs, case.training)
+        assert y.tobytes() == integer_labels(case.training).tobytes()
         assert groups.tobytes() == (np.arange(62) // 3).tobytes()
 
-    def test_read_only_songs_will_do(self, name: str) -> None:
+    def test_read_only_songs_will_do(self, case: Case) -> None:
         """A memory-mapped cache gives such."""
-        songs = mixed_songs(62)
+        songs = mixed_songs(62, multilabel=case.multilabel)
         songs.values.flags.writeable = False
-        model = make(name).fit(songs)
-        assert_array_equal(answers(model, songs), answers(fitted(name), TRAINING))
+        model = make(case).fit(songs)
+        assert_array_equal(answers(model, songs), answers(fitted(case), case.training))
 
 
 class TestLaw4Permutation:
     ORDER = (2, 0, 1)  # not its own inverse
 
-    def test_named_columns_in_another_order(self, name: str) -> None:
+    def test_named_columns_in_another_order(self, case: Case) -> None:
         def reordered(songs: Songs) -> Songs:
             columns = [COLUMNS[k] for k in self.ORDER]
             return songs.replace(values=songs.values[:, self.ORDER], columns=columns)
 
-        model = make(name).fit(reordered(TRAINING))
-        assert model.classes_.tolist() == fitted(name).classes_.tolist()
-        assert_array_equal(answers(model, reordered(QUERIES)), answers(fitted(name), QUERIES))
+        model = make(case).fit(reordered(case.training))
+        assert model.classes_.tolist() == fitted(case).classes_.tolist()
+        assert_array_equal(
+            answers(model, reordered(case.queries)), answers(fitted(case), case.queries)
+        )
         # The names say which is which, so the songs may keep the old order.
-        assert_array_equal(answers(model, QUERIES), answers(fitted(name), QUERIES))
+        assert_array_equal(answers(model, case.queries), answers(fitted(case), case.queries))
 
-    def test_integers_for_columns_without_names(self, name: str) -> None:
+    def test_integers_for_columns_without_names(self, case: Case) -> None:
         order = list(self.ORDER)
-        arrays, queries = frames_of(TRAINING), frames_of(QUERIES)
-        y = integer_labels(TRAINING)
-        plain = make(name).fit(arrays, y)
+        arrays, queries = frames_of(case.training), frames_of(case.queries)
+        y = integer_labels(case.training)
+        plain = make(case).fit(arrays, y)
         # Column order[j] becomes column j, and so does the class.
-        model = make(name).fit([a[:, order] for a in arrays], np.argsort(order)[y])
+        reordered = y[:, order] if case.multilabel else np.argsort(order)[y]
+        model = make(case).fit([a[:, order] for a in arrays], reordered)
         permuted = [a[:, order] for a in queries]
         assert_array_equal(
             model.decision_function(permuted), plain.decision_function(queries)[:, order]
@@ -269,93 +325,115 @@ class TestLaw4Permutation:
             atol=1e-12,
         )
         assert_array_equal(order, np.array(order)[model.classes_])
-        assert_array_equal(np.array(order)[model.predict(permuted)], plain.predict(queries))
+        before, after = plain.predict(queries), model.predict(permuted)
+        assert_array_equal(
+            after if case.multilabel else np.array(order)[after],
+            before[:, order] if case.multilabel else before,
+        )
         assert_array_equal(model.class_prior_, plain.class_prior_[order])
 
-    def test_columns_that_are_no_classes(self, name: str) -> None:
-        if make(name).needs_class_columns:
+    def test_columns_that_are_no_classes(self, case: Case) -> None:
+        if make(case).needs_class_columns:
             pytest.skip("the method needs columns that are classes")
         order = list(self.ORDER)
         tags = np.array(["guitar", "piano", "voice"])
-        songs, queries = TRAINING.replace(columns=tags), QUERIES.replace(columns=tags)
-        model = make(name).fit(songs)
+        songs, queries = case.training.replace(columns=tags), case.queries.replace(columns=tags)
+        model = make(case).fit(songs)
         assert model.classes_.tolist() == sorted(COLUMNS)
 
         def reordered(songs: Songs) -> Songs:
             return songs.replace(values=songs.values[:, order], columns=tags[order])
 
-        other = make(name).fit(reordered(songs))
+        other = make(case).fit(reordered(songs))
         assert_array_equal(answers(other, reordered(queries)), answers(model, queries))
 
 
 class TestLaw5Frames:
-    def test_one_frame_suffices(self, name: str) -> None:
-        first = [array[:1] for array in frames_of(QUERIES)]
-        assert np.isfinite(answers(fitted(name), first)).all()
+    def test_one_frame_suffices(self, case: Case) -> None:
+        first = [array[:1] for array in frames_of(case.queries)]
+        assert np.isfinite(answers(fitted(case), first)).all()
 
-    def test_songs_of_one_frame_can_be_learnt_from(self, name: str) -> None:
-        songs = order_free_songs(45, gap=4.0)
+    def test_songs_of_one_frame_can_be_learnt_from(self, case: Case) -> None:
+        songs = case.order_free_songs(45, gap=4 * case.gap)
         firsts = Songs.from_arrays(
-            [array[:1] for array in songs], columns=songs.columns, labels=songs.labels
+            [array[:1] for array in songs],
+            columns=songs.columns,
+            labels=songs.labels,
+            task=songs.task,
         )
-        model = make(name).fit(firsts)
+        model = make(case).fit(firsts)
         assert np.isfinite(answers(model, songs)).all()
         assert model.score(firsts) > 0.8
 
     @pytest.mark.parametrize("share", [0.0, 0.2])
-    def test_certain_probabilities_are_fine(self, name: str, share: float) -> None:
+    def test_certain_probabilities_are_fine(self, case: Case, share: float) -> None:
         """Every probability is 0 or 1; a share of the frames says another class."""
         rng = np.random.default_rng(0)
-        labels = [COLUMNS[i % 3] for i in range(45)]
+        given = case.order_free_songs(45)
         arrays = []
-        for i in range(45):
-            said = np.where(rng.random(6) < share, rng.integers(0, 3, 6), i % 3)
-            arrays.append(np.eye(3)[said])
-        songs = Songs.from_arrays(arrays, columns=COLUMNS, labels=labels, kind="probability")
-        model = make(name).fit(songs)
+        for truth in integer_labels(given):
+            if case.multilabel:
+                arrays.append(np.where(rng.random((6, 3)) < share / 2, 1 - truth, truth))
+            else:
+                said = np.where(rng.random(6) < share, rng.integers(0, 3, 6), truth)
+                arrays.append(np.eye(3)[said])
+        songs = Songs.from_arrays(
+            arrays,
+            columns=COLUMNS,
+            labels=given.labels,
+            task=given.task,
+            kind="probability",
+        )
+        model = make(case).fit(songs)
         assert np.isfinite(answers(model, songs)).all()
         assert model.score(songs) > 0.9
 
-    def test_missing_frames_are_skipped(self, name: str) -> None:
-        model = fitted(name)
-        assert_array_equal(answers(model, with_missing_frames(QUERIES)), answers(model, QUERIES))
+    def test_missing_frames_are_skipped(self, case: Case) -> None:
+        model = fitted(case)
+        assert_array_equal(
+            answers(model, with_missing_frames(case.queries)), answers(model, case.queries)
+        )
 
-    def test_missing_frames_are_skipped_in_training(self, name: str) -> None:
-        model = make(name).fit(with_missing_frames(TRAINING))
-        assert_array_equal(answers(model, QUERIES), answers(fitted(name), QUERIES))
+    def test_missing_frames_are_skipped_in_training(self, case: Case) -> None:
+        model = make(case).fit(with_missing_frames(case.training))
+        assert_array_equal(answers(model, case.queries), answers(fitted(case), case.queries))
 
     @pytest.mark.parametrize("empty", [np.empty((0, 3)), np.full((4, 3), np.nan)])
-    def test_a_song_without_a_frame_is_named(self, name: str, empty: Any) -> None:
+    def test_a_song_without_a_frame_is_named(self, case: Case, empty: Any) -> None:
         songs = Songs.from_arrays(
-            [*QUERIES, empty],
+            [*case.queries, empty],
             columns=COLUMNS,
-            ids=[*QUERIES.ids, "So What"],
-            labels=[*QUERIES.labels, "jazz"],
+            ids=[*case.queries.ids, "So What"],
+            labels=[*case.queries.labels, case.label("jazz")],
+            task=case.queries.task,
         )
-        for method in (fitted(name).predict, fitted(name).decision_function, make(name).fit):
+        for method in (fitted(case).predict, fitted(case).decision_function, make(case).fit):
             with pytest.raises(SongError, match=r"^song 'So What': no frame is left") as info:
                 method(songs)
             assert info.value.song == "So What"
         with pytest.raises(SongError, match=r"^song '1': no frame is left"):
-            fitted(name).predict([np.zeros((1, 3)), empty])
+            fitted(case).predict([np.zeros((1, 3)), empty])
 
-    def test_a_song_without_a_frame_can_get_the_prior(self, name: str) -> None:
-        labels = [*TRAINING.labels, "jazz", "jazz"]
+    def test_a_song_without_a_frame_can_get_the_prior(self, case: Case) -> None:
+        labels = [*case.training.labels, case.label("jazz"), case.label("jazz")]
         empty, lost = np.empty((0, 3)), np.full((2, 3), np.nan)
-        arrays = [*TRAINING, empty, lost]
-        songs = Songs.from_arrays(arrays, columns=COLUMNS, labels=labels)
-        model = make(name, on_empty="prior").fit(songs)
-        proba = model.predict_proba([empty, *QUERIES, lost])
+        arrays = [*case.training, empty, lost]
+        songs = Songs.from_arrays(arrays, columns=COLUMNS, labels=labels, task=case.training.task)
+        model = make(case, on_empty="prior").fit(songs)
+        proba = model.predict_proba([empty, *case.queries, lost])
         assert_allclose(proba[[0, -1]], [model.class_prior_] * 2, rtol=1e-12)
         # They have nothing else to say, in training or beside other songs.
-        assert_array_equal(proba[1:-1], fitted(name).predict_proba(QUERIES))
+        assert_array_equal(proba[1:-1], fitted(case).predict_proba(case.queries))
         assert np.isfinite(model.decision_function([empty, lost])).all()
 
-    def test_training_songs_without_any_frame(self, name: str) -> None:
+    def test_training_songs_without_any_frame(self, case: Case) -> None:
         nothing = Songs.from_arrays(
-            [np.empty((0, 3))] * 4, columns=COLUMNS, labels=["blues", "blues", "jazz", "metal"]
+            [np.empty((0, 3))] * 4,
+            columns=COLUMNS,
+            labels=[case.label(name) for name in ("blues", "blues", "jazz", "metal")],
+            task=case.training.task,
         )
-        model = make(name, on_empty="prior")
+        model = make(case, on_empty="prior")
         if learns(model):
             with pytest.raises(SongError, match="frame"):
                 model.fit(nothing)
@@ -365,64 +443,69 @@ class TestLaw5Frames:
 
 
 class TestLaw6Labels:
-    def test_a_class_absent_from_training_gets_a_finite_probability(self, name: str) -> None:
-        seen = TRAINING[integer_labels(TRAINING) != 2]
-        models = [make(name).fit(seen)]
+    def test_a_class_absent_from_training_gets_a_finite_probability(self, case: Case) -> None:
+        y = integer_labels(case.training)
+        seen = case.training[(y[:, 2] == 0) if case.multilabel else (y != 2)]
+        models = [make(case).fit(seen)]
         if not learns(models[0]):  # without names, only these know that the third column is one
-            models.append(make(name).fit(frames_of(seen), integer_labels(seen)))
+            models.append(make(case).fit(frames_of(seen), integer_labels(seen)))
         for model in models:
             assert len(model.classes_) == 3
-            assert np.isfinite(answers(model, QUERIES)).all()
-            assert (model.predict_proba(QUERIES) > 0).all()
+            assert np.isfinite(answers(model, case.queries)).all()
+            assert (model.predict_proba(case.queries) > 0).all()
 
-    def test_a_label_never_seen_is_named(self, name: str) -> None:
-        y = [*QUERIES.labels[:-1], "polka"]
+    def test_a_label_never_seen_is_named(self, case: Case) -> None:
+        y = [*case.queries.labels[:-1], case.label("polka")]
         with pytest.raises(SongError, match=r"^song 'song 19': label polka was never seen"):
-            fitted(name).score(QUERIES, y)
+            fitted(case).score(case.queries, y)
 
-    def test_a_missing_label_is_named(self, name: str) -> None:
-        y = [*QUERIES.labels[:-1], None]
-        for method in (fitted(name).score, make(name).fit):
+    def test_a_missing_label_is_named(self, case: Case) -> None:
+        y = [*case.queries.labels[:-1], None]
+        for method in (fitted(case).score, make(case).fit):
             with pytest.raises(SongError, match=r"^song 'song 19': the label is missing"):
-                method(QUERIES, y)
+                method(case.queries, y)
 
 
 class TestLaw7Order:
-    def test_methods_that_ignore_order_do_not_react_to_it(self, name: str) -> None:
-        model = fitted(name)
+    def test_methods_that_ignore_order_do_not_react_to_it(self, case: Case) -> None:
+        model = fitted(case)
         if not model.ignores_order:
             pytest.skip("the method listens to order")
         rng = np.random.default_rng(0)
-        shuffled = [rng.permutation(array) for array in frames_of(QUERIES)]
+        shuffled = [rng.permutation(array) for array in frames_of(case.queries)]
         tolerance = 1e-5 if learns(model) else 1e-12  # a sum depends on the order of its terms
         assert_allclose(
-            answers(model, shuffled), answers(model, QUERIES), rtol=tolerance, atol=tolerance
+            answers(model, shuffled), answers(model, case.queries), rtol=tolerance, atol=tolerance
         )
 
-    def test_methods_that_listen_to_order_use_it(self, name: str) -> None:
-        """Chance is 1/3; averaging is there, give or take two and a half standard deviations."""
-        model = fitted_to_order(name)
+    def test_methods_that_listen_to_order_use_it(self, case: Case) -> None:
+        """Chance is 1/3; averaging is there, give or take two and a half standard deviations.
+
+        Of songs with several labels all must be right, and chance is no better.
+        """
+        model = fitted_to_order(case)
         if model.ignores_order:
             pytest.skip("the method ignores order")
-        unseen = order_songs(60, seed=2)
+        unseen = case.order_songs(60, seed=2)
         for rule in ("mean", "logodds"):
-            assert fitted_to_order(rule).score(unseen) < 0.49
+            assert fitted_to_order(replace(case, name=rule)).score(unseen) < 0.49
         assert model.score(unseen) > 0.7
 
 
 class TestLaw8Unanimity:
     @pytest.mark.parametrize("n_frames", [1, 5, 30])
-    def test_unanimous_frames_win(self, name: str, n_frames: int) -> None:
-        model = fitted_to_frames(name)
+    def test_unanimous_frames_win(self, case: Case, n_frames: int) -> None:
+        model = fitted_to_frames(case)
         songs = [np.tile(6 * row - 3, (n_frames, 1)) for row in np.eye(3)]
-        assert model.predict(songs).tolist() == list(COLUMNS)
+        wanted = np.eye(3, dtype=int).tolist() if case.multilabel else list(COLUMNS)
+        assert model.predict(songs).tolist() == wanted
 
-    def test_plain_songs_are_not_lost(self, name: str) -> None:
+    def test_plain_songs_are_not_lost(self, case: Case) -> None:
         """A method may correct averaging, but not at the price of songs without order."""
-        songs = order_free_songs(60, seed=3, gap=1.0)
-        averaging = fitted_to_frames("mean").score(songs)
+        songs = case.order_free_songs(60, seed=3, gap=case.gap)
+        averaging = fitted_to_frames(replace(case, name="mean")).score(songs)
         assert averaging > 0.8
-        assert fitted_to_frames(name).score(songs) > averaging - 0.1
+        assert fitted_to_frames(case).score(songs) > averaging - 0.1
 
 
 FRESH_PROCESS = """
@@ -431,8 +514,8 @@ import traceback
 import numpy as np
 import seqagg
 folder, *names = sys.argv[1:]
-songs = seqagg.read_cache(f"{folder}/queries.arrow")
 for name in names:
+    songs = seqagg.read_cache(f"{folder}/queries{'-multilabel' * ('-' in name)}.arrow")
     try:
         model = seqagg.load(f"{folder}/{name}.safetensors")
         np.savez(
@@ -452,39 +535,40 @@ def fresh_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Folder where another process, one for all methods, left its answers, and its complaints."""
     folder = tmp_path_factory.mktemp("models")
     write_cache(QUERIES, folder / "queries.arrow")
-    for method in AGGREGATORS:
-        fitted(method).save(folder / f"{method}.safetensors")
-    command = [sys.executable, "-c", FRESH_PROCESS, folder, *AGGREGATORS]
+    write_cache(MULTILABEL_QUERIES, folder / "queries-multilabel.arrow")
+    for case in CASES:
+        fitted(case).save(folder / f"{case}.safetensors")
+    command = [sys.executable, "-c", FRESH_PROCESS, folder, *map(str, CASES)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return folder, done.stderr
 
 
 class TestLaw9Files:
     def test_saved_and_loaded_in_a_fresh_process(
-        self, name: str, fresh_process: tuple[Path, str]
+        self, case: Case, fresh_process: tuple[Path, str]
     ) -> None:
         folder, complaints = fresh_process
-        model = fitted(name)
-        assert (folder / f"{name}.npz").exists(), complaints
-        with np.load(folder / f"{name}.npz") as loaded:
-            assert_same_answers(loaded["answers"], answers(model, QUERIES), model)
-            assert loaded["predictions"].tolist() == model.predict(QUERIES).tolist()
+        model = fitted(case)
+        assert (folder / f"{case}.npz").exists(), complaints
+        with np.load(folder / f"{case}.npz") as loaded:
+            assert_same_answers(loaded["answers"], answers(model, case.queries), model)
+            assert loaded["predictions"].tolist() == model.predict(case.queries).tolist()
             assert loaded["classes"].tolist() == model.classes_.tolist()
             assert str(loaded["parameters"]) == str(model.get_params())
 
 
 class TestLaw11Attributes:
-    def test_documented_attributes_exist_after_fit_and_only_those(self, name: str) -> None:
-        documented = documented_attributes(type(fitted(name)))
+    def test_documented_attributes_exist_after_fit_and_only_those(self, case: Case) -> None:
+        documented = documented_attributes(type(fitted(case)))
         assert {"classes_", "class_prior_"} <= documented
-        unfitted = make(name)
+        unfitted = make(case)
         assert [a for a in documented if hasattr(unfitted, a)] == []
         known = {a for a in dir(BaseEstimator) if is_fitted_attribute(a)}
-        found = {a for a in dir(fitted(name)) if is_fitted_attribute(a)} - known
+        found = {a for a in dir(fitted(case)) if is_fitted_attribute(a)} - known
         assert found == documented
 
-    def test_documented_parameters_are_those_of_the_constructor(self, name: str) -> None:
-        cls = type(fitted(name))
+    def test_documented_parameters_are_those_of_the_constructor(self, case: Case) -> None:
+        cls = type(fitted(case))
         assert section(cls, "Parameters") == set(inspect.signature(cls).parameters)
 
 

@@ -568,6 +568,49 @@ def test_arrays_that_cannot_be_are_refused(path, name, array, match):
         load(path)
 
 
+def several():
+    songs = make_songs()
+    return MeanLogOdds().fit(list(songs), np.eye(3, dtype=int)[np.arange(18) % 3])
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "match"),
+    [
+        ("biases", np.array([0.0, np.nan, 0.0]), "biases are not finite"),
+        ("biases", np.zeros(2), r"biases has .* shape \(2,\), not \(3,\)"),
+        ("biases", None, "holds the arrays"),
+        ("thresholds", np.array([0.5, 1.0, 0.5]), "thresholds are not between 0 and 1"),
+        ("thresholds", np.array([0.5, np.nan, 0.5]), "thresholds are not between 0 and 1"),
+        ("thresholds", np.full((3, 1), 0.5), r"thresholds has .* shape \(3, 1\)"),
+        ("thresholds", None, "holds the arrays"),
+        ("class_prior", np.array([0.5, 0.0, 0.5]), "class_prior are not between 0 and 1"),
+    ],
+)
+def test_arrays_of_several_labels_that_cannot_be_are_refused(path, name, array, match):
+    several().save(path)
+    header, arrays = read_model(path)
+    arrays.pop(name)
+    write_model(path, header, arrays if array is None else arrays | {name: array})
+    with pytest.raises(ModelFileError, match=match):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("model", "claim", "match"),
+    [
+        (several, {"multilabel": False}, "holds the arrays"),
+        (lambda: MeanLogOdds().fit(make_songs()), {"multilabel": True}, "holds the arrays"),
+        (several, {"multilabel": 1}, "multilabel is 1"),
+    ],
+)
+def test_a_file_that_lies_about_the_number_of_labels_is_refused(path, model, claim, match):
+    model().save(path)
+    header, arrays = read_model(path)
+    write_model(path, header | claim, arrays)
+    with pytest.raises(ModelFileError, match=match):
+        load(path)
+
+
 @pytest.mark.parametrize("method", LEARNT)
 def test_a_state_with_an_array_missing_added_or_reshaped_is_refused(path, fitted, method):
     fitted[method].save(path)

@@ -14,7 +14,7 @@ from typing import TextIO
 import pytest
 
 from seqagg import HMMAggregator, progress
-from seqagg.progress import shown, steps
+from seqagg.progress import counted, shown, steps
 from tests.conftest import order_songs
 
 PATIENCE = 10.0
@@ -190,3 +190,25 @@ class TestBars:
         with terminal.plugged_in(), shown(), steps("hmm", 2) as step:
             step("[red] and [bold]")
             assert "[red] and [bold]" in terminal.until("1/2")
+
+
+def test_counted_work_is_drawn_with_its_rate_once_it_takes_long(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress, "monotonic", lambda: now)
+    with terminal.plugged_in(), shown(), counted("predict", "songs") as report:
+        now = 101.9
+        report(3_000, 9_000)
+        time.sleep(0.3)
+        assert "predict" not in terminal.rest()
+        now = 104.0
+        report(6_000, 9_000)
+        drawn = terminal.until("6000/9000")
+        assert "predict, 1,500 songs a second" in drawn
+
+
+def test_counted_work_is_silent_unless_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with counted("predict", "songs") as report:
+        report(1, 2)
+    assert capsys.readouterr() == ("", "")

@@ -4,6 +4,7 @@ import pickle
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.testing import assert_array_equal
 from sklearn.model_selection import GroupKFold
@@ -349,6 +350,32 @@ class TestAsSongs:
             as_songs(X)
 
 
+class TestNamesFromArrow:
+    """Text of Arrow becomes Python text when somebody asks for it."""
+
+    def test_as_from_a_list(self) -> None:
+        names = ["a", "b", "c"]
+        songs = Songs(np.zeros((3, 2)), range(4), ids=pa.array(names))
+        listed = Songs(np.zeros((3, 2)), range(4), ids=names)
+        for choice in (slice(1, 3), [2, 0], np.array([True, False, True])):
+            assert songs[choice].ids.tolist() == listed[choice].ids.tolist()
+        assert songs.arrow_ids().to_pylist() == listed.arrow_ids().to_pylist() == names
+        assert songs.ids.dtype == object
+        assert songs.ids.tolist() == names
+
+    def test_a_name_twice_or_too_few(self) -> None:
+        with pytest.raises(SongError, match="song 'a' stands there twice"):
+            Songs(np.zeros((3, 2)), range(4), ids=pa.array(["a", "b", "a"]))
+        with pytest.raises(SongError, match="2 ids for 3 songs"):
+            Songs(np.zeros((3, 2)), range(4), ids=pa.array(["a", "b"]))
+
+    def test_a_pickle_holds_no_more_than_its_songs(self) -> None:
+        names = pa.array([f"song {i}" for i in range(100_000)])
+        few = Songs(np.zeros((3, 2)), range(4), ids=names[:3])
+        assert len(pickle.dumps(few)) < 2_000
+        assert pickle.loads(pickle.dumps(few)).ids.tolist() == ["song 0", "song 1", "song 2"]
+
+
 class TestErrors:
     def test_an_error_says_all_it_is_about_in_one_line(self) -> None:
         error = SongError("bad\nthing", file="f.parquet", song="a\nb", column="c")
@@ -360,3 +387,42 @@ class TestErrors:
         assert type(back) is SongError
         assert str(back) == str(error)
         assert (back.file, back.song, back.column) == ("f", "s", "c")
+
+
+class TestConcatenate:
+    def test_equals_what_it_was_cut_from(self) -> None:
+        rng = np.random.default_rng(0)
+        whole = Songs(
+            rng.normal(size=(9, 2)),
+            [0, 2, 2, 5, 9],
+            columns=["a", "b"],
+            ids=["p", "q", "r", "s"],
+            labels=["a", None, "b", "a"],
+            groups=["x", "x", None, "y"],
+            split=["train", "train", "test", None],
+            fold=[0, 1, 2, -1],
+            start=np.arange(9.0),
+            note="kept",
+        )
+        again = Songs.concatenate([whole[:1], whole[1:1], whole[1:]])
+        assert_same_songs(again, whole)
+        assert again.note == "kept"
+
+    @pytest.mark.parametrize(
+        ("other", "message"),
+        [
+            ({"columns": ["a", "c"]}, "songs differ in columns"),
+            ({"kind": "probability"}, "songs differ in kind: log_odds and probability"),
+            ({"labels": ["a"]}, "some songs have labels, others have not"),
+            ({"ids": ["0"]}, "song '0' stands there twice"),
+        ],
+    )
+    def test_what_does_not_fit_together(self, other: dict[str, Any], message: str) -> None:
+        one = Songs([[0.5, 0.5]], [0, 1], columns=["a", "b"], ids=["0"])
+        fields: dict[str, Any] = {"columns": ["a", "b"], "ids": ["1"]} | other
+        with pytest.raises(SongError, match=message):
+            Songs.concatenate([one, Songs([[0.5, 0.5]], [0, 1], **fields)])
+
+    def test_nothing(self) -> None:
+        with pytest.raises(SongError, match="no songs"):
+            Songs.concatenate([])

@@ -33,6 +33,9 @@ AGGREGATORS: dict[str, str] = {
 _SHARED = {"class_prior", "inverse_temperature", "doubts", "column_order", "class_order"}
 """Arrays that every method has."""
 
+_MULTILABEL = {"biases", "thresholds"}
+"""Arrays that come with several labels per song."""
+
 _STATE = "state."
 _TUPLE = "tuple"
 _HEADER: dict[str, Any] = {
@@ -42,6 +45,7 @@ _HEADER: dict[str, Any] = {
     "classes": dict,
     "n_features_in": int,
     "columns_are_classes": bool,
+    "multilabel": bool,
     "versions": dict,
 }
 """Keys of the header -> what JSON holds there."""
@@ -149,15 +153,18 @@ def pack(aggregator: Aggregator) -> tuple[dict[str, Any], dict[str, npt.NDArray[
         "classes": _plain_classes(aggregator.classes_),
         "n_features_in": int(aggregator.n_features_in_),
         "columns_are_classes": bool(aggregator._columns_are_classes),
+        "multilabel": bool(aggregator.multilabel_),
         "versions": _versions(),
     }
-    arrays = {
+    arrays: dict[str, Any] = {
         "class_prior": aggregator.class_prior_,
         "inverse_temperature": np.asarray(aggregator.inverse_temperature_, dtype=np.float64),
         "doubts": aggregator.doubts_,
         "column_order": np.asarray(aggregator._column_order, dtype=np.int64),
         "class_order": np.asarray(aggregator._class_order, dtype=np.int64),
     }
+    if aggregator.multilabel_:
+        arrays |= {"biases": aggregator.biases_, "thresholds": aggregator.thresholds_}
     return header, arrays | {_STATE + name: a for name, a in aggregator._state().items()}
 
 
@@ -180,13 +187,19 @@ def unpack(header: dict[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Ag
     if aggregator.needs_class_columns and not header["columns_are_classes"]:
         _refuse(f"method {header['method']!r} needs columns that are classes")
     own = {name: array for name, array in arrays.items() if not name.startswith(_STATE)}
-    if own.keys() != _SHARED:
+    multilabel = header["multilabel"]
+    if own.keys() != (_SHARED | _MULTILABEL if multilabel else _SHARED):
         _refuse(f"holds the arrays {', '.join(sorted(own)) or 'of no method'}")
     aggregator.columns_ = None if columns is None else tuple(columns)
     aggregator.n_features_in_ = n_columns
     aggregator.classes_ = classes
     aggregator._columns_are_classes = header["columns_are_classes"]
-    aggregator.class_prior_ = _read_prior(own["class_prior"], len(classes))
+    aggregator.multilabel_ = multilabel
+    aggregator.class_prior_ = _read_prior(own["class_prior"], len(classes), multilabel)
+    aggregator.biases_ = aggregator.thresholds_ = None
+    if multilabel:
+        aggregator.biases_ = _read_biases(own["biases"], len(classes))
+        aggregator.thresholds_ = _read_shares(own["thresholds"], "thresholds", len(classes))
     aggregator.doubts_ = _read_doubts(own["doubts"])
     aggregator._column_order = _read_order(own["column_order"], n_columns, "column_order")
     aggregator._class_order = _read_order(own["class_order"], len(classes), "class_order")
@@ -314,7 +327,25 @@ def _read_array(
     return array
 
 
-def _read_prior(array: npt.NDArray[Any], n_classes: int) -> npt.NDArray[np.float64]:
+def _read_shares(array: npt.NDArray[Any], name: str, n: int) -> npt.NDArray[np.float64]:
+    shares = _read_array(array, name, np.float64, (n,))
+    if not ((shares > 0) & (shares < 1)).all():
+        _refuse(f"{name} are not between 0 and 1")
+    return shares
+
+
+def _read_biases(array: npt.NDArray[Any], n_classes: int) -> npt.NDArray[np.float64]:
+    biases = _read_array(array, "biases", np.float64, (n_classes,))
+    if not np.isfinite(biases).all():
+        _refuse("biases are not finite")
+    return biases
+
+
+def _read_prior(
+    array: npt.NDArray[Any], n_classes: int, multilabel: bool
+) -> npt.NDArray[np.float64]:
+    if multilabel:
+        return _read_shares(array, "class_prior", n_classes)
     prior = _read_array(array, "class_prior", np.float64, (n_classes,))
     if not ((prior > 0).all() and abs(prior.sum() - 1) < 1e-9):
         _refuse("class_prior holds no probabilities that sum to 1")

@@ -3,7 +3,8 @@
 Conventions
 -----------
 Every candidate judges the training songs by models that had not seen them; the candidates are
-compared, and blended, on those held-out log probabilities, shape (n_songs, n_classes).
+compared, and blended, on those held-out log probabilities, or with several labels per song
+log-odds, shape (n_songs, n_classes).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.special import log_softmax
 
 from seqagg.aggregators.base import (
     Aggregator,
@@ -23,7 +23,7 @@ from seqagg.aggregators.base import (
     from_text_array,
     text_array,
 )
-from seqagg.calibration import fit_mixture_weights
+from seqagg.calibration import fit_mixture_weights, normalize, paired_gain, song_losses
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import grouped_folds
 from seqagg.progress import steps
@@ -40,10 +40,11 @@ _LEAST_WEIGHT = 0.01
 class AutoAggregator(Aggregator):
     """Choose between averaging and a blend of the learnt methods.
 
-    All candidates are fitted to the training songs, and each gives log probabilities of those
-    songs by models that had not seen them. The blend is their weighted sum, the weights fitted on
-    these. It is used only where it beats the better average by more than `n_errors` standard
-    errors of the difference per group of songs; otherwise that average is kept.
+    All candidates are fitted to the training songs, and each gives log probabilities (or, with
+    several labels per song, log-odds) of those songs by models that had not seen them. The blend
+    is their weighted sum, the weights fitted on these. It is used only where it beats the better
+    average by more than `n_errors` standard errors of the difference per group of songs; otherwise
+    that average is kept.
 
     Parameters
     ----------
@@ -110,15 +111,17 @@ class AutoAggregator(Aggregator):
 
     def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
         known = self._named(songs)
+        # Labels by the names of the columns, so that the methods know which columns are classes.
+        labels = y if y.ndim == 1 else [set(np.flatnonzero(row).tolist()) for row in y]
         fitted: dict[str, Aggregator] = {}
         held_out: dict[str, Floats] = {}
         names = self._names()
         with steps("auto", len(names)) as step:
             for name in names:
-                fitted[name] = self._new(name).fit(known, y, groups)
+                fitted[name] = self._new(name).fit(known, labels, groups)
                 held_out[name] = self._spread(fitted[name], fitted[name]._held_out)
                 step(name)
-        losses = {name: -p[np.arange(len(y)), y] for name, p in held_out.items()}
+        losses = {name: song_losses(p, y) for name, p in held_out.items()}
         self.weights_ = self._choose(names, held_out, losses, y, groups)
         self.candidates_ = {name: fitted[name] for name in self.weights_}
         return self._blend(held_out)
@@ -128,10 +131,10 @@ class AutoAggregator(Aggregator):
         prefix = "" if self._columns_are_classes else "column "
         return songs._with(columns=tuple(f"{prefix}{j}" for j in range(songs.n_columns)))
 
-    def _spread(self, fitted: Aggregator, log_proba: Floats) -> Floats:
+    def _spread(self, fitted: Aggregator, normalized: Floats) -> Floats:
         """Columns for all classes, from those that the method knows, in canonical order."""
-        out = np.full((len(log_proba), len(self.classes_)), -np.log(len(log_proba) + 1.0) - 20.0)
-        out[:, fitted.classes_[fitted._class_order]] = log_proba
+        out = np.full((len(normalized), len(self.classes_)), -np.log(len(normalized) + 1.0) - 20.0)
+        out[:, fitted.classes_[fitted._class_order]] = normalized
         return out
 
     def _choose(
@@ -150,14 +153,14 @@ class AutoAggregator(Aggregator):
             average = min(baselines, key=lambda name: losses[name].mean())
             around = np.array([float(name == average) for name in names])
         parts = np.stack([held_out[name] for name in names])
-        found, _ = fit_mixture_weights(parts, y, around=around)
+        found, _ = fit_mixture_weights(parts, y, around, calibrated=True)
         weights = dict(zip(names, found.tolist(), strict=True))
         weights = {n: w for n, w in weights.items() if w >= _LEAST_WEIGHT} or {names[-1]: 1.0}
         loss = self._blend_losses(parts, y, groups, around)
         mix = " + ".join(f"{w:.2f} {n}" for n, w in weights.items())
         lines.append(f"blend: held-out loss {loss.mean():.4f} nats per song, {mix}")
         if baselines:
-            gain, error = _paired_gain(losses[average], loss, groups)
+            gain, error = paired_gain(losses[average], loss, groups)
             kept = not gain > self.n_errors * error
             lines.append(
                 f"the blend gains {gain:.4f} nats on {average}, with a standard error of "
@@ -172,9 +175,9 @@ class AutoAggregator(Aggregator):
         """Loss of the blend on each song, by weights that were fitted to other songs."""
         losses = np.full(len(y), np.inf)  # with nothing to hold out, the blend is not trusted
         for learn, held in grouped_folds(y, groups, _WEIGHT_FOLDS, self.random_state):
-            weights, _ = fit_mixture_weights(parts[:, learn], y[learn], around=around)
-            log_p = log_softmax(np.tensordot(weights, parts[:, held], axes=1), axis=1)
-            losses[held] = -log_p[np.arange(len(held)), y[held]]
+            weights, _ = fit_mixture_weights(parts[:, learn], y[learn], around, calibrated=True)
+            blend = np.tensordot(weights, parts[:, held], axes=1)
+            losses[held] = song_losses(normalize(blend, self.multilabel_), y[held])
         return losses
 
     def _blend(self, log_probas: Mapping[str, Floats]) -> Floats:
@@ -183,11 +186,12 @@ class AutoAggregator(Aggregator):
     def _log_scores(self, songs: Songs) -> Floats:
         known = self._named(songs)
         return self._blend(
-            {name: self._log_proba(fitted, known) for name, fitted in self.candidates_.items()}
+            {name: self._normalized(fitted, known) for name, fitted in self.candidates_.items()}
         )
 
-    def _log_proba(self, fitted: Aggregator, known: Songs) -> Floats:
-        return self._spread(fitted, fitted.predict_log_proba(known)[:, fitted._class_order])
+    def _normalized(self, fitted: Aggregator, known: Songs) -> Floats:
+        log_p = normalize(fitted._scores(known), self.multilabel_)
+        return self._spread(fitted, log_p[:, fitted._class_order])
 
     def _state(self) -> dict[str, Array]:
         from seqagg.aggregators import pack
@@ -216,14 +220,7 @@ class AutoAggregator(Aggregator):
             if not isinstance(header, dict) or header.get("method") != name:
                 raise ModelFileError(f"candidate {name} is something else")
             self.candidates_[name] = unpack(header, parts)
+            if self.candidates_[name].multilabel_ != self.multilabel_:
+                raise ModelFileError(f"candidate {name} has another number of labels per song")
             self.weights_[name] = float(arrays[f"{name}/weight"])
         self.fit_report_ = str(from_text_array(arrays["report"]))
-
-
-def _paired_gain(before: Floats, after: Floats, groups: Ints) -> tuple[float, float]:
-    """Mean of `before` less `after` per song, and its standard error over groups."""
-    gain = before - after
-    if not np.isfinite(gain).all():
-        return -np.inf, 0.0
-    surplus = np.bincount(groups, gain - gain.mean())
-    return float(gain.mean()), float(np.sqrt((surplus**2).sum()) / len(gain))

@@ -3,7 +3,8 @@
 Conventions
 -----------
 Averages run over the frames of a song (axis 0 of its array), never over columns. All classes keep
-their column, whether or not a frame voted for them.
+their column, whether or not a frame voted for them. Where songs have several labels each, a column
+is averaged by itself and compared with no other.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ import numpy as np
 from scipy.special import expit, log_expit
 
 from seqagg.aggregators.base import Aggregator, Floats, OnEmpty
-from seqagg.kernels.segments import segment_mean, segment_votes
+from seqagg.kernels.segments import (
+    segment_mean,
+    segment_mean_log_odds,
+    segment_mean_probability,
+    segment_sum,
+    segment_votes,
+)
+from seqagg.logodds import PROBABILITY_MARGIN
 from seqagg.songs import Songs
 
 
@@ -27,9 +35,49 @@ class _Average(Aggregator):
     def __init__(self, *, on_empty: OnEmpty = "error") -> None:
         self.on_empty = on_empty
 
+    def _converted(self, songs: Songs) -> Songs:
+        # Probabilities stay: their sums need no log, and one log does for the odds of many frames.
+        return songs if songs.kind == "probability" else songs.log_odds()
+
+    def _canonical(self, songs: Songs) -> Songs:
+        # It is cheaper to put the averages in order than all frames.
+        return songs
+
+    def _mean_log_odds(self, songs: Songs) -> Floats:
+        """Shape (n_songs, n_columns) as what follows, columns in the canonical order."""
+        mean = segment_mean_log_odds if songs.kind == "probability" else segment_mean
+        return mean(songs.values, songs.offsets)[:, self._column_order]
+
+    def _mean_probability(self, songs: Songs) -> Floats:
+        if songs.kind == "probability":
+            clipped = np.clip(songs.values, PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN)
+            mean = segment_mean(clipped, songs.offsets)
+        else:
+            mean = segment_mean_probability(songs.values, songs.offsets)
+        return mean[:, self._column_order]
+
+    def _mean_improbability(self, songs: Songs) -> Floats:
+        """Mean of 1 - p, with all its digits."""
+        if songs.kind == "probability":
+            return 1 - self._mean_probability(songs)
+        return self._mean_probability(songs._with(values=-songs.values))
+
+    def _votes(self, songs: Songs) -> Floats:
+        """Frames whose highest column it is."""
+        return segment_votes(songs.values, songs.offsets)[:, self._column_order]
+
+    def _approvals(self, songs: Songs) -> Floats:
+        """Frames in which its probability is at least 0.5."""
+        even = 0.5 if songs.kind == "probability" else 0.0
+        likely = (songs.values >= even).astype(np.float32)
+        return segment_sum(likely, songs.offsets)[:, self._column_order]
+
 
 class MajorityVote(_Average):
     """Let every frame vote for its highest column; the most votes win.
+
+    Where songs have several labels each, a frame votes for all columns whose probability is at
+    least 0.5, and a class's share of votes is its own.
 
     Equal votes are decided by the mean probability. For its probabilities the votes are
     smoothed by one more vote, shared out as the mean probability shares it, so that a class
@@ -48,11 +96,17 @@ class MajorityVote(_Average):
     """
 
     def _decision(self, songs: Songs) -> Floats:
-        return np.asarray(segment_votes(songs.values, songs.offsets) / songs.lengths[:, None])
+        if self.multilabel_:
+            return np.asarray(self._approvals(songs) / songs.lengths[:, None])
+        return np.asarray(self._votes(songs) / songs.lengths[:, None])
 
     def _log_scores(self, songs: Songs) -> Floats:
-        votes = segment_votes(songs.values, songs.offsets)
-        mean = segment_mean(expit(songs.values), songs.offsets)
+        if self.multilabel_:
+            votes = self._approvals(songs)
+            p, q = self._mean_probability(songs), self._mean_improbability(songs)
+            return _log(votes + p) - _log(songs.lengths[:, None] - votes + q)
+        votes = self._votes(songs)
+        mean = self._mean_probability(songs)
         # The mean is below 1, so with the smallest gap between votes it orders equal votes and
         # never unequal ones. The gap is 1 unless frames were divided.
         gaps = np.diff(np.sort(votes, axis=1), axis=1, append=np.inf)
@@ -83,10 +137,12 @@ class MeanProbability(_Average):
     """
 
     def _decision(self, songs: Songs) -> Floats:
-        return segment_mean(expit(songs.values), songs.offsets)
+        return self._mean_probability(songs)
 
     def _log_scores(self, songs: Songs) -> Floats:
-        return _log(self._decision(songs))
+        if self.multilabel_:
+            return _log(self._mean_probability(songs)) - _log(self._mean_improbability(songs))
+        return _log(self._mean_probability(songs))
 
 
 class MeanLogOdds(_Average):
@@ -114,11 +170,13 @@ class MeanLogOdds(_Average):
     """
 
     def _decision(self, songs: Songs) -> Floats:
-        return np.asarray(expit(segment_mean(songs.values, songs.offsets)))
+        return np.asarray(expit(self._mean_log_odds(songs)))
 
     def _log_scores(self, songs: Songs) -> Floats:
+        if self.multilabel_:
+            return self._mean_log_odds(songs)
         # The log keeps apart what the logistic function rounds to 1.
-        return np.asarray(log_expit(segment_mean(songs.values, songs.offsets)))
+        return np.asarray(log_expit(self._mean_log_odds(songs)))
 
 
 def _log(share: Floats) -> Floats:

@@ -3,7 +3,9 @@
 Conventions
 -----------
 Private methods get checked songs of log-odds (nats) without missing frames or empty songs, and
-class indices for labels. They see columns and classes in the *canonical order*, which depends on
+for labels class indices, or where songs have several labels each an indicator of shape
+(n_songs, n_classes). Log scores are then log-odds of each class by itself; `seqagg.calibration`
+knows what that changes. They see columns and classes in the *canonical order*, which depends on
 the training values alone: whoever permutes columns and classes gets the same numbers, permuted,
 from every method, be it ever so random. Public methods speak in the user's order.
 """
@@ -18,21 +20,32 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from seqagg.aggregators.checks import (
     check_groups,
+    check_indicator,
+    check_label_lists,
     check_labels,
-    class_of_column,
-    find_classes,
+    find_targets,
+    has_several_labels,
+    indicator_of,
+    is_indicator,
     not_columns,
     reorder_columns,
+    unseen_label,
 )
-from seqagg.calibration import fit_inverse_temperature
-from seqagg.decision import abstain, doubt_limit, label_sets
+from seqagg.calibration import (
+    fit_calibration,
+    log_probabilities,
+    normalize,
+    prior_scores,
+    smoothed_prior,
+)
+from seqagg.decision import abstain, best_thresholds, doubt_limit, doubts_of, label_sets
 from seqagg.errors import ParameterError, SongError
 from seqagg.songs import Songs, as_songs
 from seqagg.threads import one_thread_each
@@ -57,17 +70,29 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        Labels, sorted. Where every label is the name of a column, all columns are classes.
+        Labels, sorted. Where every label is the name of a column, all columns are classes. Of an
+        indicator, the numbers of its columns.
     columns_ : tuple of str or None
         Names of the columns, where the training songs had some.
     n_features_in_ : int
         Number of columns.
+    multilabel_ : bool
+        Whether songs have any number of labels, each class by itself.
     class_prior_ : ndarray of shape (n_classes,)
-        Share of each class among the training songs, each counted once more than it occurs.
+        Share of each class among the training songs, each counted once more than it occurs; with
+        several labels per song, and once more than it is absent.
     doubts_ : ndarray of shape (n_training_songs,)
-        1 less the probability of each training song's label, by a model that had not seen it.
+        1 less the probability of each training song's label, by a model that had not seen it;
+        of several labels, of the least probable, and 0 where there is none.
     inverse_temperature_ : float
-        What log scores are multiplied by before the softmax, fitted on songs held out.
+        What log scores are multiplied by before the softmax, or before the biases and the
+        logistic function, fitted on songs held out.
+    biases_ : ndarray of shape (n_classes,), or None
+        With several labels per song, what is added to each class's log-odds after the inverse
+        temperature.
+    thresholds_ : ndarray of shape (n_classes,), or None
+        With several labels per song, the probability from which on each class is predicted: that
+        of the highest F1 on songs held out, drawn towards 0.5 where a class has few songs.
     """
 
     ignores_order: ClassVar[bool] = False
@@ -77,6 +102,8 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     """Whether every label must be the name of a column."""
 
     on_empty: OnEmpty
+    biases_: Floats | None
+    thresholds_: Floats | None
 
     def fit(self, X: Any, y: Any = None, groups: Any = None) -> Aggregator:
         """Learn from labelled songs, forgetting any earlier fit.
@@ -85,9 +112,11 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         ----------
         X : Songs, or list of n_songs arrays of shape (n_frames_i, n_columns)
             Frame scores; plain arrays are log-odds, in nats.
-        y : array-like of shape (n_songs,), optional
+        y : array-like of shape (n_songs,) or (n_songs, n_classes), optional
             Labels of any type; those of `X` if it carries them. Methods that learn nothing go
-            without, where the columns have names.
+            without, where the columns have names. For songs with several labels each a matrix of
+            0 and 1, whose columns are then the classes 0, 1, ... and, where there are as many, the
+            columns of `X` in their order; or a list of labels for each song.
         groups : array-like of shape (n_songs,), optional
             What must stay together when the method splits the songs for itself; those of `X` if
             it carries them.
@@ -106,58 +135,86 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         # Set last, so that a fit that fails leaves nothing that looks fitted.
         self.__dict__.pop("inverse_temperature_", None)
         songs = self._usable(X)
-        labels = check_labels(songs, y, required=not self.needs_class_columns)
+        targets = find_targets(
+            songs,
+            y,
+            required=not self.needs_class_columns,
+            positions=self.needs_class_columns,
+        )
         group_of = check_groups(songs, groups)
         self.columns_ = songs.columns
         self.n_features_in_ = songs.n_columns
-        self.classes_, self._columns_are_classes = find_classes(
-            songs, labels, positions=self.needs_class_columns
-        )
-        self._columns_are_classes &= self._takes_log_odds()
-        if self.needs_class_columns and not self._columns_are_classes:
-            raise not_columns(songs, labels, self.classes_)
+        self.classes_, self.multilabel_ = targets.classes, targets.multilabel
+        class_of_column = targets.class_of_column if self._takes_log_odds() else None
+        self._columns_are_classes = class_of_column is not None
+        if self.needs_class_columns and class_of_column is None:
+            raise not_columns(songs, targets)
         filled = self._refuse_empty(songs)
         if not filled.any() and not self.needs_class_columns:
             raise SongError("no training song has a frame")
         songs, group_of = songs[filled], group_of[filled]
-        self._set_canonical_order(songs)
+        self._set_canonical_order(songs, class_of_column)
         songs = self._canonical(songs)
-        if labels is None:
-            y_index = np.empty(0, dtype=np.int64)
-        else:
-            y_index = self._rank_of_class()[np.searchsorted(self.classes_, labels[filled])]
-        counts = np.bincount(y_index, minlength=len(self.classes_)) + 1.0
-        self.class_prior_ = (counts / counts.sum())[self._rank_of_class()]
+        known = self._canonical_labels(None if targets.y is None else targets.y[filled])
+        if self.multilabel_ and not self.needs_class_columns and not known.any():
+            raise SongError("no training song has a label and a frame: nothing can be learnt")
+        prior = smoothed_prior(known, len(self.classes_))
+        self.class_prior_ = prior[self._rank_of_class()]
         with one_thread_each():
-            held_out = self._fit(songs, y_index, group_of)
-        if labels is None:
-            self.doubts_ = np.empty(0)
-            self.inverse_temperature_ = 1.0
-            return self
-        scores = self._log_scores(songs) if held_out is None else held_out
-        beta = fit_inverse_temperature(scores, y_index)
-        self._held_out = log_softmax(beta * scores, axis=1)
-        self.doubts_ = 1 - np.exp(self._held_out[np.arange(len(y_index)), y_index])
-        self.inverse_temperature_ = beta
+            held_out = self._fit(songs, known, group_of)
+        if targets.y is not None and held_out is None:
+            held_out = self._log_scores(songs)
+        self._calibrate(np.empty((0, len(prior))) if held_out is None else held_out, known)
         return self
 
+    def _calibrate(self, log_scores: Floats, y: Ints) -> None:
+        """Fit what log scores pass through, and what is decided on, to songs held out."""
+        beta, bias = fit_calibration(log_scores, y)
+        calibrated = beta * log_scores
+        if self.multilabel_:
+            calibrated = calibrated + bias
+        self._held_out = normalize(calibrated, self.multilabel_)
+        if self.multilabel_:
+            self.doubts_ = doubts_of(self._held_out, y)
+            self.biases_ = bias[self._rank_of_class()]
+            self.thresholds_ = best_thresholds(self._held_out, y)[self._rank_of_class()]
+        else:
+            self.doubts_ = 1 - np.exp(self._held_out[np.arange(len(y)), y])
+            self.biases_ = self.thresholds_ = None
+        self.inverse_temperature_ = beta
+
     def predict(self, X: Any, *, abstain_below: float | None = None) -> Array:
-        """Likeliest label of each song, shape (n_songs,).
+        """Likeliest label of each song, shape (n_songs,), or every label that is likely enough.
+
+        With several labels per song, an indicator of 0 and 1, shape (n_songs, n_classes): the
+        classes whose probability reaches their one of `thresholds_`.
 
         Parameters
         ----------
         X : Songs, or list of arrays
         abstain_below : float, optional
             Where the likeliest class is less probable than this, the answer is None.
+
+        Raises
+        ------
+        ParameterError
+            For `abstain_below` where songs have several labels each.
         """
         scores = self._scores(X)
-        labels = np.asarray(self.classes_[scores.argmax(axis=1)])
+        if self.thresholds_ is not None:
+            if abstain_below is not None:
+                raise ParameterError(
+                    "abstain_below is for songs with one label each; predict_set says which of "
+                    "several labels cannot be ruled out"
+                )
+            return self._chosen(scores)
+        labels = np.asarray(self.classes_[self._chosen(scores)])
         if abstain_below is None:
             return labels
         return abstain(labels, softmax(scores, axis=1), abstain_below)
 
     def predict_set(self, X: Any, *, error_rate: float = 0.1) -> npt.NDArray[np.bool_]:
-        """Set of labels for each song that misses the true one at most so often.
+        """Set of labels for each song that misses a true one at most so often.
 
         Split-conformal on the training songs, each judged by a model that had not seen it: the
         promise holds for songs that are exchangeable with those, and for a method that averages
@@ -167,17 +224,21 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         ----------
         X : Songs, or list of arrays
         error_rate : float
-            Share of songs whose label may be missing from their set, in (0, 1).
+            Share of songs one of whose labels may be missing from their set, in (0, 1).
 
         Returns
         -------
         ndarray of bool, shape (n_songs, n_classes)
-            Never an empty row.
+            Never an empty row, unless songs may go without a label.
         """
-        return label_sets(self.predict_proba(X), doubt_limit(self.doubts_, error_rate))
+        limit = doubt_limit(self.doubts_, error_rate)
+        return label_sets(self.predict_proba(X), limit, never_empty=not self.multilabel_)
 
     def predict_proba(self, X: Any) -> Floats:
-        """P(class | song), calibrated, shape (n_songs, n_classes); rows sum to 1."""
+        """P(class | song), calibrated, shape (n_songs, n_classes).
+
+        Rows sum to 1, unless songs have several labels each: then every class is by itself.
+        """
         return np.asarray(np.exp(self.predict_log_proba(X)))
 
     def predict_log_proba(self, X: Any) -> Floats:
@@ -185,26 +246,28 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
 
         A row depends on its own song alone.
         """
-        return np.asarray(log_softmax(self._scores(X), axis=1))
+        return log_probabilities(self._scores(X), self.multilabel_)
 
     def decision_function(self, X: Any) -> Floats:
         """The rule's own number for each class, shape (n_songs, n_classes).
 
-        With two classes, as scikit-learn has it, that of the second less that of the first,
-        shape (n_songs,).
+        With two classes that exclude each other, as scikit-learn has it, that of the second less
+        that of the first, shape (n_songs,).
         """
         songs = self._check_songs(X)
         decision = self._over_empty(songs, self._decision, self.class_prior_)
-        return decision[:, 1] - decision[:, 0] if len(self.classes_) == 2 else decision
+        if len(self.classes_) == 2 and not self.multilabel_:
+            return decision[:, 1] - decision[:, 0]
+        return decision
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Share of songs whose label is predicted.
+        """Share of songs whose label is predicted; of several labels, all and no others.
 
         Parameters
         ----------
         X : Songs, or list of arrays
-        y : array-like of shape (n_songs,), optional
-            Labels; those of `X` if it carries them.
+        y : array-like of shape (n_songs,) or (n_songs, n_classes), optional
+            Labels, as `fit` takes them; those of `X` if it carries them.
         sample_weight : array-like of shape (n_songs,), optional
 
         Raises
@@ -214,15 +277,31 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         """
         check_is_fitted(self)
         songs = self._as_songs(X)
+        if self.multilabel_:
+            right = (self.predict(songs) == self._indicator(songs, y)).all(axis=1)
+            return float(np.average(right, weights=sample_weight))
         labels = check_labels(songs, y, required=True)
         assert labels is not None
         unseen = ~np.isin(labels, self.classes_)
         if unseen.any():
             first = int(np.argmax(unseen))
-            raise SongError(
-                f"label {labels[first]!s} was never seen in training", song=str(songs.ids[first])
-            )
+            raise unseen_label(songs, first, labels[first])
         return float(np.average(self.predict(songs) == labels, weights=sample_weight))
+
+    def _indicator(self, songs: Songs, y: Any) -> Ints:
+        """Indicator of songs with several labels, in the order of `classes_`."""
+        if not is_indicator(y):
+            if y is not None and not has_several_labels(songs, y):
+                raise SongError("the model was fitted to several labels per song; y has one")
+            lists = check_label_lists(songs, y, required=True)
+            assert lists is not None
+            return indicator_of(songs, lists, self.classes_)
+        indicator = check_indicator(songs, y)
+        if indicator.shape[1] != len(self.classes_):
+            raise SongError(
+                f"the indicator has {indicator.shape[1]} columns for {len(self.classes_)} classes"
+            )
+        return indicator
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted aggregator to a ``.safetensors`` file, whole or not at all.
@@ -242,6 +321,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
         tags.input_tags.allow_nan = True
+        tags.classifier_tags.multi_label = True
         return tags
 
     # What a method writes.
@@ -277,6 +357,10 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         """Whether columns are log-odds; otherwise they are features whose order matters."""
         return True
 
+    def _converted(self, songs: Songs) -> Songs:
+        """Songs of the kind of scores that the method works on."""
+        return songs.log_odds() if self._takes_log_odds() else songs
+
     def _as_songs(self, X: Any) -> Songs:
         """`Songs` from what the method accepts."""
         return as_songs(X)
@@ -286,17 +370,28 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def _usable(self, X: Any) -> Songs:
         """Songs of log-odds without their missing frames."""
         songs = self._as_songs(X)
-        if songs.task != "multiclass":
-            raise SongError("songs with several labels each are not supported")
-        return (songs.log_odds() if self._takes_log_odds() else songs).present()
+        return self._converted(songs).present()
 
     def _scores(self, X: Any) -> Floats:
-        """Log scores times the inverse temperature, classes in the user's order."""
-        return self._over_empty(
-            self._check_songs(X),
-            lambda songs: self.inverse_temperature_ * self._log_scores(songs),
-            np.log(self.class_prior_),
-        )
+        """Calibrated log scores, classes in the user's order."""
+        songs = self._check_songs(X)
+        beta, bias = self.inverse_temperature_, self.biases_
+        prior = prior_scores(self.class_prior_, self.multilabel_)
+        if bias is None:
+            return self._over_empty(songs, lambda songs: beta * self._log_scores(songs), prior)
+        own = bias[self._class_order]
+        return self._over_empty(songs, lambda songs: beta * self._log_scores(songs) + own, prior)
+
+    def _chosen(self, scores: Floats) -> Ints:
+        """What scores decide: a position in `classes_`, or an indicator of several labels."""
+        if self.thresholds_ is not None:
+            return np.asarray(expit(scores) >= self.thresholds_, dtype=np.int64)
+        return np.asarray(scores.argmax(axis=1))
+
+    def _answers(self, X: Any) -> tuple[Ints, Floats]:
+        """What is chosen, and the probabilities, for the price of one."""
+        scores = self._scores(X)
+        return self._chosen(scores), np.exp(log_probabilities(scores, self.multilabel_))
 
     def _check_songs(self, X: Any) -> Songs:
         check_is_fitted(self)
@@ -326,7 +421,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             )
         return filled
 
-    def _set_canonical_order(self, songs: Songs) -> None:
+    def _set_canonical_order(self, songs: Songs, class_of_column: Ints | None) -> None:
         """Order columns, and with them classes, by the mean and spread of their values."""
         if not self._takes_log_odds():
             self._column_order = np.arange(songs.n_columns)
@@ -335,14 +430,21 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         values = songs.values.astype(np.float64)
         keys = (values.std(axis=0), values.mean(axis=0)) if len(values) else (values.sum(axis=0),)
         self._column_order = np.lexsort(keys)
-        if self._columns_are_classes:
-            self._class_order = class_of_column(self.columns_, self.classes_)[self._column_order]
+        if class_of_column is not None:
+            self._class_order = class_of_column[self._column_order]
         else:
             self._class_order = np.arange(len(self.classes_))
 
     def _rank_of_class(self) -> Ints:
         """Position of each of `classes_` in the canonical order."""
         return np.argsort(self._class_order)
+
+    def _canonical_labels(self, y: Ints | None) -> Ints:
+        """Labels as private methods get them; without any, those of no song."""
+        if self.multilabel_:
+            empty = np.empty((0, len(self.classes_)), dtype=np.int64)
+            return empty if y is None else y[:, self._class_order]
+        return np.empty(0, dtype=np.int64) if y is None else self._rank_of_class()[y]
 
     def _canonical(self, songs: Songs) -> Songs:
         return songs._with(values=songs.values[:, self._column_order], columns=None)

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from seqagg.aggregators.base import Floats, Ints, OnEmpty
 from seqagg.aggregators.network import Dropout, NetworkAggregator, Noise, check_count, check_range
-from seqagg.aggregators.start import AverageStart, center_and_spread, make_start
-from seqagg.calibration import fit_inverse_temperature
+from seqagg.aggregators.start import AverageStart, center_and_spread, make_calibrated_start
 from seqagg.errors import ParameterError
 from seqagg.songs import Songs
 
@@ -229,10 +228,11 @@ class GRUAggregator(NetworkAggregator):
         check_range("noise", self.noise, 0.0, 100.0)
 
     def _new_network(self, songs: Songs, y: Ints) -> SongNetwork:
-        start = make_start(songs, y, len(self.classes_), self._columns_are_classes)
-        scale = 0.0
-        if self.base == "mean":
-            scale = fit_inverse_temperature(start.scores(songs), y)
+        start, scale = make_calibrated_start(
+            songs, y, len(self.classes_), self._columns_are_classes
+        )
+        if self.base == "none":
+            scale = 0.0
         return SongNetwork(start, *center_and_spread(songs), scale, **self._architecture())
 
     def _blank_network(self) -> SongNetwork:

@@ -6,6 +6,9 @@ Models live in whitened log-odds: ``(x - center) @ basis`` has the identity as i
 within classes. There a diagonal covariance is a fair choice (softmax columns are dependent, so in
 log-odds it is not) and shrinkage towards the identity means the same for every column. The fitted
 hmmlearn objects in ``hmms_`` speak of plain log-odds, which costs them full covariances.
+
+Models are numbered as classes are, in the canonical order. Where songs have several labels each,
+the model of all songs, the *background*, has the number after the last class.
 """
 
 from __future__ import annotations
@@ -31,24 +34,26 @@ from seqagg.aggregators.base import (
 )
 from seqagg.aggregators.hmm_start import Shape, Whitening, starting_model, whiten_within
 from seqagg.aggregators.start import AverageStart, make_start
-from seqagg.calibration import fit_mixture_weights
+from seqagg.calibration import (
+    calibrated_losses,
+    fit_mixture_weights,
+    paired_gain,
+    prior_scores,
+)
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import Fold, grouped_folds
-from seqagg.kernels.hmm import GaussianParameters, fit_em, log_likelihood, with_jacobian
+from seqagg.kernels.hmm import GaussianParameters, fit_em, log_likelihoods, with_jacobian
 from seqagg.progress import steps
 from seqagg.songs import Songs
+from seqagg.threads import check_n_jobs, one_thread_each
 
 if TYPE_CHECKING:
     from hmmlearn.hmm import GaussianHMM
 
 
-_TIE = 1e-3
-"""Losses this close, in nats per song, are equal, and the simpler shape is taken."""
-
-
 @dataclass(frozen=True)
 class _ClassModel:
-    """Fitted model of one class, and how the fit went."""
+    """Fitted model of one class or of the background, and how the fit went."""
 
     parameters: GaussianParameters
     history: list[float]
@@ -62,7 +67,9 @@ class HMMAggregator(Aggregator):
     One Gaussian HMM is fitted to the songs of each class. By itself, the class with the highest
     likelihood is a poor decision wherever order says little, so by default the scores are
     ``a * log likelihood per frame + b * mean log-odds + c * log class prior``, the three weights
-    fitted on songs that the HMMs had not seen. What is left to "auto" is chosen on those songs
+    fitted on songs that the HMMs had not seen. Where songs have several labels each, what counts of
+    a class's log likelihood is its lead on a background model of all songs [2]_, and the prior is
+    in log-odds. What is left to "auto" is chosen on those songs
     as well.
 
     Parameters
@@ -90,6 +97,11 @@ class HMMAggregator(Aggregator):
         Grouped folds on which the weights are fitted and the shape is chosen.
     engine : {"seqagg", "hmmlearn"}
         Who runs EM. The answers are the same to rounding; hmmlearn is the reference.
+    dtype : {"float64", "float32"}
+        What fitted models score songs in. float32 is up to twice as fast, and right to six digits.
+    n_jobs : int or None
+        Threads that score songs, as joblib counts them; -1 is all cores. The answer does not
+        depend on it. (EM is too short to gain from a second one.)
     random_state : int
         Seed.
     on_empty : {"error", "prior"}
@@ -100,6 +112,8 @@ class HMMAggregator(Aggregator):
     hmms_ : dict of label to hmmlearn.hmm.GaussianHMM
         The fitted models over frames of log-odds, columns in the user's order. A class without
         training songs has none.
+    background_ : hmmlearn.hmm.GaussianHMM or None
+        With several labels per song, the model of all training songs.
     shape_ : Shape
         Number of states, covariance type and topology that were used.
     weights_ : ndarray of shape (3,)
@@ -111,6 +125,10 @@ class HMMAggregator(Aggregator):
     ----------
     .. [1] L. R. Rabiner, "A tutorial on hidden Markov models and selected applications in speech
        recognition", Proceedings of the IEEE 77(2), 1989.
+    .. [2] D. Reynolds, T. Quatieri and R. Dunn, "Speaker verification using adapted Gaussian
+       mixture models", Digital Signal Processing 10, 2000, section 2.
+    .. [3] L. Breiman, J. Friedman, R. Olshen and C. Stone, "Classification and regression trees",
+       Wadsworth 1984, section 3.4.3.
     """
 
     auto_states: ClassVar[tuple[int, ...]] = (3, 8)
@@ -130,6 +148,8 @@ class HMMAggregator(Aggregator):
         tol: float = 1e-4,
         n_folds: int = 3,
         engine: Literal["seqagg", "hmmlearn"] = "seqagg",
+        dtype: Literal["float64", "float32"] = "float64",
+        n_jobs: int | None = -1,
         random_state: int = 0,
         on_empty: OnEmpty = "error",
     ) -> None:
@@ -144,6 +164,8 @@ class HMMAggregator(Aggregator):
         self.tol = tol
         self.n_folds = n_folds
         self.engine = engine
+        self.dtype = dtype
+        self.n_jobs = n_jobs
         self.random_state = random_state
         self.on_empty = on_empty
 
@@ -154,6 +176,7 @@ class HMMAggregator(Aggregator):
             ("topology", ("ergodic", "left-right", "auto")),
             ("decision", ("hybrid", "likelihood")),
             ("engine", ("seqagg", "hmmlearn")),
+            ("dtype", ("float64", "float32")),
         ):
             if getattr(self, name) not in allowed:
                 raise ParameterError(
@@ -165,6 +188,7 @@ class HMMAggregator(Aggregator):
                 isinstance(value, int | np.integer) and value >= 1
             ):
                 raise ParameterError(f"{name}={value!r} is no whole number above 0")
+        check_n_jobs(self.n_jobs)
         if not self.shrinkage > 0:
             raise ParameterError(f"shrinkage={self.shrinkage!r} must be above 0")
 
@@ -174,7 +198,7 @@ class HMMAggregator(Aggregator):
         with steps("hmm", len(folds) * len(shapes) + 1) as step:
             tried = [self._try_fold(songs, y, fold, shapes, step) for fold in folds]
             averages, likelihoods = _gather(tried, folds, len(shapes), y, len(self.classes_))
-            best, losses = self._choose(averages, likelihoods, y)
+            best, losses = self._choose(averages, likelihoods, y, groups)
             self.shape_ = shapes[best]
             whiten = whiten_within(songs, y)
             self._whitening = whiten
@@ -184,7 +208,7 @@ class HMMAggregator(Aggregator):
             )
             self._models = {k: m.parameters for k, m in models.items()}
             step("")
-        self.hmms_ = self._to_hmmlearn()
+        self._set_hmms()
         self.fit_report_ = self._report(models, shapes, losses)
         if not folds:
             return None
@@ -220,9 +244,7 @@ class HMMAggregator(Aggregator):
         for shape in shapes:
             fitted = self._fit_classes(frames, known.offsets, y[learn], shape, n_restarts=1)
             models = {k: m.parameters for k, m in fitted.items()}
-            likelihoods.append(
-                _likelihood_per_frame(models, whiten(unknown), unknown.offsets, len(self.classes_))
-            )
+            likelihoods.append(self._likelihood(models, whiten(unknown), unknown.offsets))
             step(str(shape))
         return averages, likelihoods
 
@@ -230,12 +252,11 @@ class HMMAggregator(Aggregator):
         self, frames: Floats, offsets: Ints, y: Ints, shape: Shape, n_restarts: int
     ) -> dict[int, _ClassModel]:
         models = {}
-        for k in np.unique(y):
-            mine = np.flatnonzero(y == k)
+        for k, mine in _songs_of_models(y).items():
             lengths = np.diff(offsets)[mine]
             own = np.concatenate([frames[offsets[i] : offsets[i + 1]] for i in mine])
             own_offsets = np.concatenate([[0], np.cumsum(lengths)])
-            models[int(k)] = self._fit_class(own, own_offsets, shape, int(k), n_restarts)
+            models[k] = self._fit_class(own, own_offsets, shape, k, n_restarts)
         return models
 
     def _fit_class(
@@ -262,29 +283,47 @@ class HMMAggregator(Aggregator):
         return _ClassModel(*best, n_songs=len(offsets) - 1, n_frames=len(frames))
 
     def _choose(
-        self, averages: Floats, likelihoods: list[Floats], y: Ints
+        self, averages: Floats, likelihoods: list[Floats], y: Ints, groups: Ints
     ) -> tuple[int, list[float]]:
-        """Shape with the lowest loss on held-out songs; sets the weights of its mix."""
+        """Simplest shape about as good as the best on held-out songs; sets the weights of its mix.
+
+        "About" is a standard error of the paired difference [3]_. Averaging is simpler still.
+        """
         # Without songs to hold out there is nothing to say for the likelihoods.
         averaging = np.array([0.0, 1.0, 0.0])
         self.weights_ = averaging
         if len(averages) == 0:
             return 0, []
         prior = np.broadcast_to(self._log_prior(), averages.shape)
-        fits = [
-            fit_mixture_weights(np.stack([ll, averages, prior]), y, around=averaging)
-            for ll in likelihoods
+        mixes = [np.stack([ll, averages, prior]) for ll in likelihoods]
+        weights = [fit_mixture_weights(mix, y, around=averaging)[0] for mix in mixes]
+        losses = [
+            calibrated_losses(np.tensordot(w, mix, axes=1), y)
+            for w, mix in zip(weights, mixes, strict=True)
         ]
-        losses = [loss for _, loss in fits]
-        best = int(np.argmax(np.array(losses) <= min(losses) + _TIE))
-        self.weights_ = fits[best][0]
-        return best, losses
+        means = [float(loss.mean()) for loss in losses]
+        lowest = losses[int(np.argmin(means))]
+        best = next(i for i, loss in enumerate(losses) if _about_equal(loss, lowest, groups))
+        if not _about_equal(calibrated_losses(averages, y), losses[best], groups):
+            self.weights_ = weights[best]
+        return best, means
 
     def _log_scores(self, songs: Songs) -> Floats:
-        likelihood = _likelihood_per_frame(
-            self._models, self._whitening(songs), songs.offsets, len(self.classes_)
-        )
+        with one_thread_each():
+            likelihood = self._likelihood(self._models, self._whitening(songs), songs.offsets)
         return self._mix(self._start.scores(songs), likelihood, songs.lengths)
+
+    def _likelihood(
+        self, models: Mapping[int, GaussianParameters], frames: Floats, offsets: Ints
+    ) -> Floats:
+        """Log likelihood per frame, or its lead on the background, shape (n_songs, n_classes)."""
+        n_classes = len(self.classes_)
+        out = np.full((len(offsets) - 1, n_classes + self.multilabel_), np.inf)
+        found = log_likelihoods(frames, offsets, [*models.values()], self.dtype, self.n_jobs)
+        out[:, list(models)] = found / np.diff(offsets)[:, None]
+        # A class without a model is as likely as the unlikeliest of the others.
+        out = np.where(np.isinf(out), out.min(axis=1, keepdims=True), out)
+        return np.asarray(out[:, :-1] - out[:, -1:] if self.multilabel_ else out)
 
     def _mix(self, averages: Floats, likelihood: Floats, lengths: Ints) -> Floats:
         prior = self._log_prior()
@@ -294,25 +333,29 @@ class HMMAggregator(Aggregator):
         return np.asarray(a * likelihood + b * averages + c * prior)
 
     def _log_prior(self) -> Floats:
-        return np.asarray(np.log(self.class_prior_[self._class_order]))
+        return prior_scores(self.class_prior_[self._class_order], self.multilabel_)
 
-    def _to_hmmlearn(self) -> dict[Any, GaussianHMM]:
-        """Models of plain log-odds, columns in the user's order."""
+    def _set_hmms(self) -> None:
+        """Give the fitted models to the user, as hmmlearn has them."""
+        hmms = {k: self._to_hmmlearn(model) for k, model in self._models.items()}
+        self.background_ = hmms.pop(len(self.classes_), None)
+        self.hmms_ = {
+            self.classes_[self._class_order[k]].item(): hmms[k]
+            for k in sorted(hmms, key=lambda k: self._class_order[k])
+        }
+
+    def _to_hmmlearn(self, model: GaussianParameters) -> GaussianHMM:
+        """Model of plain log-odds, columns in the user's order."""
         from hmmlearn.hmm import GaussianHMM
 
         # Row j of the canonical basis belongs to the user's column column_order[j].
         back = np.argsort(self._column_order)
-        out = {}
-        for k in sorted(self._models, key=lambda k: self._class_order[k]):
-            plain = with_jacobian(
-                self._models[k], self._whitening.basis[back], self._whitening.center[back]
-            )
-            hmm = GaussianHMM(plain.n_states, "full", implementation="log")
-            hmm.n_features = self.n_features_in_
-            hmm.startprob_, hmm.transmat_ = plain.startprob, plain.transmat
-            hmm.means_, hmm.covars_ = plain.means, plain.covars
-            out[self.classes_[self._class_order[k]].item()] = hmm
-        return out
+        plain = with_jacobian(model, self._whitening.basis[back], self._whitening.center[back])
+        hmm = GaussianHMM(plain.n_states, "full", implementation="log")
+        hmm.n_features = self.n_features_in_
+        hmm.startprob_, hmm.transmat_ = plain.startprob, plain.transmat
+        hmm.means_, hmm.covars_ = plain.means, plain.covars
+        return hmm
 
     def _report(
         self, models: Mapping[int, _ClassModel], shapes: list[Shape], losses: list[float]
@@ -329,7 +372,8 @@ class HMMAggregator(Aggregator):
                 f"score = {a:.3g} log likelihood per frame + {b:.3g} mean log-odds "
                 f"+ {c:.3g} log prior"
             )
-        for k, label in enumerate(self.classes_[self._class_order]):
+        names = [str(label) for label in self.classes_[self._class_order]]
+        for k, label in enumerate([*names, "background"] if self.multilabel_ else names):
             if k not in models:
                 lines.append(f"{label}: no training song")
                 continue
@@ -378,9 +422,11 @@ class HMMAggregator(Aggregator):
         self._start = AverageStart(arrays["start_weight"], arrays["start_bias"])
         self._models = {
             k: _read_model(arrays, k, n_columns)
-            for k in range(n_classes)
+            for k in range(n_classes + self.multilabel_)
             if f"{k}.startprob" in arrays
         }
+        if self.multilabel_ and n_classes not in self._models:
+            raise ModelFileError("the background has no model")
         if not self._models:
             raise ModelFileError("no class has a model")
         self.shape_ = Shape(*from_text_array(arrays["shape"]))
@@ -393,7 +439,7 @@ class HMMAggregator(Aggregator):
         }
         if set(arrays) != known:
             raise ModelFileError(f"unknown arrays: {', '.join(sorted(set(arrays) - known))}")
-        self.hmms_ = self._to_hmmlearn()
+        self._set_hmms()
 
 
 _PARTS = ("startprob", "transmat", "means", "covars")
@@ -426,17 +472,18 @@ def _read_model(arrays: Mapping[str, Array], k: int, n_columns: int) -> Gaussian
     return found
 
 
-def _likelihood_per_frame(
-    models: Mapping[int, GaussianParameters], frames: Floats, offsets: Ints, n_classes: int
-) -> Floats:
-    """Log likelihood per frame, shape (n_songs, n_classes).
+def _songs_of_models(y: Ints) -> dict[int, Ints]:
+    """Songs that each model is fitted to."""
+    if y.ndim == 1:
+        return {int(k): np.flatnonzero(y == k) for k in np.unique(y)}
+    classes = {int(k): np.flatnonzero(y[:, k]) for k in np.flatnonzero(y.any(axis=0))}
+    return {**classes, y.shape[1]: np.arange(len(y))}
 
-    A class without a model is as likely as the unlikeliest of the others.
-    """
-    out = np.full((len(offsets) - 1, n_classes), np.inf)
-    for k, model in models.items():
-        out[:, k] = log_likelihood(frames, offsets, model) / np.diff(offsets)
-    return np.where(np.isinf(out), out.min(axis=1, keepdims=True), out)
+
+def _about_equal(losses: Floats, lower: Floats, groups: Ints) -> bool:
+    """Whether the lower losses are lower by no more than a standard error."""
+    gain, error = paired_gain(losses, lower, groups)
+    return gain <= error
 
 
 def _gather(

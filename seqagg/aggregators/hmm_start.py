@@ -2,7 +2,8 @@
 
 Conventions
 -----------
-``(x - center) @ basis`` has the identity as its covariance within classes. Starting models have
+``(x - center) @ basis`` has the identity as its covariance within classes; of songs with several
+labels each, about what their labels add up to. Starting models have
 unit covariances there.
 """
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqagg.kernels.hmm import GaussianParameters
+from seqagg.kernels.segments import segment_mean
 from seqagg.songs import Songs
 
 Floats = npt.NDArray[np.float64]
@@ -53,16 +55,31 @@ class Whitening:
 def whiten_within(songs: Songs, y: Ints) -> Whitening:
     """Basis in which frames have the identity as their covariance within classes."""
     frames = songs.values.astype(np.float64)
-    class_of_frame = np.repeat(y, songs.lengths)
     residual = frames.copy()
-    for k in np.unique(y):
-        mine = class_of_frame == k
-        residual[mine] -= frames[mine].mean(axis=0)
+    if y.ndim == 2:
+        residual -= np.repeat(_sums_of_labels(songs, y), songs.lengths, axis=0)
+    else:
+        class_of_frame = np.repeat(y, songs.lengths)
+        for k in np.unique(y):
+            mine = class_of_frame == k
+            residual[mine] -= frames[mine].mean(axis=0)
     covariance = residual.T @ residual / len(residual)
     spread = np.sqrt(np.maximum(np.diagonal(covariance), 1e-6))
     values, vectors = np.linalg.eigh(covariance / np.outer(spread, spread))
     basis = vectors / np.sqrt(np.maximum(values, _EIGENVALUE_FLOOR)) / spread[:, None]
     return Whitening(frames.mean(axis=0), basis)
+
+
+def _sums_of_labels(songs: Songs, y: Ints) -> Floats:
+    """Least-squares frame of each song as a sum over its labels, shape (n_songs, n_columns).
+
+    With one label per song this is the mean frame of its class.
+    """
+    labels = np.hstack([np.ones((len(y), 1)), y])
+    mean = segment_mean(songs.values, songs.offsets)
+    weight = np.sqrt(songs.lengths)[:, None]
+    per_label = np.linalg.lstsq(weight * labels, weight * mean)[0]
+    return np.asarray(labels @ per_label)
 
 
 def starting_model(

@@ -24,7 +24,7 @@ from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import Fold, grouped_folds
 from seqagg.progress import steps
 from seqagg.songs import Songs
-from seqagg.threads import one_thread_each
+from seqagg.threads import check_n_jobs, one_thread_each
 
 
 class Batches:
@@ -76,6 +76,26 @@ def network_scores(network: nn.Module, batches: Batches, songs: Ints, n_classes:
         for place, frames, lengths in batches.sorted(songs, 256):
             out[place] = network(frames, lengths).double().cpu().numpy()
     return out
+
+
+def as_target(y: Ints) -> Tensor:
+    """Class indices, or the floats that a binary cross-entropy wants of an indicator."""
+    return torch.as_tensor(y if y.ndim == 1 else y.astype(np.float32))
+
+
+def song_loss(scores: Tensor, target: Tensor) -> Tensor:
+    """Mean loss of songs, in nats, as `seqagg.calibration.song_losses` has it.
+
+    Parameters
+    ----------
+    scores : Tensor of shape (n_songs, n_classes)
+    target : Tensor of shape (n_songs,) or (n_songs, n_classes)
+        From `as_target`.
+    """
+    if target.ndim == 1:
+        return nn.functional.cross_entropy(scores, target)
+    entropy = nn.functional.binary_cross_entropy_with_logits
+    return entropy(scores, target.to(scores.dtype), reduction="sum") / len(target)
 
 
 class Dropout(nn.Module):
@@ -155,8 +175,7 @@ class NetworkAggregator(Aggregator):
         super()._check_parameters()
         for name in ("epochs", "patience", "batch_size", "n_folds"):
             check_count(name, getattr(self, name))
-        if self.n_jobs is not None and (not isinstance(self.n_jobs, int) or self.n_jobs == 0):
-            raise ParameterError(f"n_jobs={self.n_jobs!r} is neither None nor a number but 0")
+        check_n_jobs(self.n_jobs)
         check_range("min_crop", self.min_crop, 0.01, 1.0)
         check_range("learning_rate", self.learning_rate, 1e-8, 10.0)
         check_range("weight_decay", self.weight_decay, 0.0, 10.0)
@@ -224,7 +243,7 @@ class NetworkAggregator(Aggregator):
         learn, held = fold
         rng = np.random.default_rng([self.random_state, number, 1])
         set_generator(network, torch.Generator(batches.device).manual_seed(self._seed(number)))
-        target = torch.as_tensor(y, device=batches.device)
+        target = as_target(y).to(batches.device)
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
         )
@@ -242,7 +261,7 @@ class NetworkAggregator(Aggregator):
             for index, frames, lengths in batches.shuffled(
                 learn, self.batch_size, self.min_crop, rng
             ):
-                loss = nn.functional.cross_entropy(network(frames, lengths), target[index])
+                loss = song_loss(network(frames, lengths), target[index])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(network.parameters(), self.max_gradient)
@@ -266,7 +285,7 @@ class NetworkAggregator(Aggregator):
         if len(songs) == 0:
             return math.nan
         scores = torch.as_tensor(self._network_scores(network, batches, songs))
-        return float(nn.functional.cross_entropy(scores, torch.as_tensor(y[songs])))
+        return float(song_loss(scores, as_target(y[songs])))
 
     def _network_scores(self, network: nn.Module, batches: Batches, songs: Ints) -> Floats:
         return network_scores(network, batches, songs, len(self.classes_))

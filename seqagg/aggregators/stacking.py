@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.special import log_softmax, softmax
+from scipy.special import logit, softmax
 from sklearn.base import ClassifierMixin, clone
 
 from seqagg.aggregators.base import (
@@ -24,8 +24,13 @@ from seqagg.aggregators.base import (
     from_text_array,
     text_array,
 )
-from seqagg.aggregators.start import AverageStart, fit_logistic, make_start
-from seqagg.calibration import fit_mixture_weights
+from seqagg.aggregators.start import AverageStart, fit_logistic, make_start, mixed_classes
+from seqagg.calibration import (
+    fit_mixture_weights,
+    normalize,
+    prior_scores,
+    smoothed_prior,
+)
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import grouped_folds
 from seqagg.kernels.segments import segment_max, segment_mean
@@ -97,14 +102,29 @@ def _transitions(p: Floats, offsets: Ints) -> Floats:
 
 
 class _Linear:
-    """Standardized multinomial logistic regression as plain arrays."""
+    """Standardized logistic regression as plain arrays."""
 
     def __init__(self, weight: Floats, bias: Floats) -> None:
         self.weight = weight  # (n_features, n_classes)
         self.bias = bias  # (n_classes,)
 
-    def log_proba(self, features: Floats) -> Floats:
-        return np.asarray(log_softmax(features @ self.weight + self.bias, axis=1))
+    def scores(self, features: Floats) -> Floats:
+        return np.asarray(features @ self.weight + self.bias)
+
+
+class _OneVsRest:
+    """A classifier of the user's for each class that some songs have and others do not."""
+
+    def __init__(self, classifier: Any, features: Floats, y: Ints) -> None:
+        self.bias = prior_scores(smoothed_prior(y, y.shape[1]), multilabel=True)
+        self.models = {int(k): clone(classifier).fit(features, y[:, k]) for k in mixed_classes(y)}
+
+    def scores(self, features: Floats) -> Floats:
+        """Log-odds of each class, shape (n_songs, n_classes)."""
+        out = np.tile(self.bias, (len(features), 1))
+        for k, model in self.models.items():
+            out[:, k] = logit(model.predict_proba(features)[:, 1].clip(1e-6, 1 - 1e-6))
+        return out
 
 
 class StackingAggregator(Aggregator):
@@ -112,13 +132,14 @@ class StackingAggregator(Aggregator):
 
     The summary keeps order: moments and extremes of each column, the parts of the song, which
     column follows which. The score is ``a * log P(class | summary) + b * mean log-odds``, the
-    weights fitted on songs held out.
+    weights fitted on songs held out. For songs with several labels each there is a classifier per
+    class, and its log-odds take the place of the log probability.
 
     Parameters
     ----------
     classifier : scikit-learn classifier with `predict_proba`, optional
-        Cloned and fitted on the summaries. By default a multinomial logistic regression whose
-        ridge is chosen on held-out songs.
+        Cloned and fitted on the summaries. By default a logistic regression, multinomial or one
+        per class, whose ridge is chosen on held-out songs.
     n_parts : int
         Equal parts that each song is cut into.
     n_folds : int
@@ -186,8 +207,8 @@ class StackingAggregator(Aggregator):
             step("")
         a, b = self.weights_
         self.fit_report_ = (
-            f"{features.shape[1]} features, ridge {ridges[best]:g}; score = {a:.3g} log P + "
-            f"{b:.3g} mean log-odds"
+            f"{features.shape[1]} features, ridge {ridges[best]:g}; score = {a:.3g} "
+            f"{'log-odds' if self.multilabel_ else 'log P'} + {b:.3g} mean log-odds"
         )
         return a * stacked[best] + b * averages if folds else None
 
@@ -203,7 +224,9 @@ class StackingAggregator(Aggregator):
         return make_start(songs, y, len(self.classes_), self._columns_are_classes)
 
     def _fit_classifier(self, features: Floats, y: Ints, ridge: float) -> Any:
-        if len(np.unique(y)) == 1:  # a classifier would refuse
+        if y.ndim == 2 and self.classifier is not None:
+            return _OneVsRest(self.classifier, features, y)
+        if y.ndim == 1 and len(np.unique(y)) == 1:  # a classifier would refuse
             bias = np.full(len(self.classes_), -np.log(len(y) + 1.0))
             bias[y[0]] = 0.0
             return _Linear(np.zeros((features.shape[1], len(bias))), bias)
@@ -216,8 +239,8 @@ class StackingAggregator(Aggregator):
         return _Linear(weight, map_.bias - center @ weight)
 
     def _log_proba(self, model: Any, features: Floats) -> Floats:
-        if isinstance(model, _Linear):
-            return model.log_proba(features)
+        if isinstance(model, _Linear | _OneVsRest):
+            return normalize(model.scores(features), self.multilabel_)
         p = np.zeros((len(features), len(self.classes_)))
         p[:, model.classes_] = model.predict_proba(features)
         return np.asarray(np.log(np.maximum(p, 1e-6)))

@@ -4,16 +4,18 @@ Conventions
 -----------
 Scores are linear in a song's mean log-odds, shape (n_songs, n_columns), in the canonical order.
 Where columns are classes the map is the identity, and nothing is learnt. Where they are not (a
-tagger's 50 tags for 10 genres) it is a multinomial logistic regression on the mean.
+tagger's 50 tags for 10 genres) it is a multinomial logistic regression on the mean, or, for songs
+with several labels each, a binary one for every class.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from seqagg.calibration import fit_calibration, prior_scores, smoothed_prior
 from seqagg.kernels.segments import segment_mean
 from seqagg.songs import Songs
 
@@ -46,6 +48,18 @@ def make_start(songs: Songs, y: Ints, n_classes: int, columns_are_classes: bool)
     return identity_start(n_classes) if columns_are_classes else fit_start(songs, y, n_classes)
 
 
+def make_calibrated_start(
+    songs: Songs, y: Ints, n_classes: int, columns_are_classes: bool
+) -> tuple[AverageStart, float]:
+    """Start, and the inverse temperature that makes its scores probabilities.
+
+    The biases of songs with several labels each go into the start.
+    """
+    start = make_start(songs, y, n_classes, columns_are_classes)
+    beta, bias = fit_calibration(start.scores(songs), y)
+    return (start, beta) if y.ndim == 1 else (replace(start, bias=start.bias + bias / beta), beta)
+
+
 def center_and_spread(songs: Songs) -> tuple[Floats, Floats]:
     """Mean and deviation of each column over all frames, shape (n_columns,) each."""
     values = songs.values.astype(np.float64)
@@ -63,20 +77,23 @@ def fit_start(songs: Songs, y: Ints, n_classes: int) -> AverageStart:
 
 
 def fit_logistic(features: Floats, y: Ints, n_classes: int, ridge: float) -> AverageStart:
-    """Multinomial logistic regression as a linear map.
+    """Logistic regression as a linear map: multinomial, or for an indicator one per class.
 
     Parameters
     ----------
     features : ndarray of shape (n_songs, n_features)
         Columns of unit variance.
-    y : ndarray of int, shape (n_songs,)
+    y : ndarray of int, shape (n_songs,) or (n_songs, n_classes)
     n_classes : int
-        Classes without a song get no weight, and the lowest bias.
+        Classes without a song get no weight, and the lowest bias; of an indicator, so do those
+        with all songs, and the bias of both is their smoothed share in log-odds.
     ridge : float
         scikit-learn's C, the inverse strength.
     """
     from sklearn.linear_model import LogisticRegression
 
+    if y.ndim == 2:
+        return _fit_binary(features, y, ridge)
     present = np.unique(y)
     weight = np.zeros((features.shape[1], n_classes))
     bias = np.full(n_classes, -np.log(len(y) + 1.0))
@@ -92,3 +109,20 @@ def fit_logistic(features: Floats, y: Ints, n_classes: int, ridge: float) -> Ave
     bias += intercept.min()
     bias[present] = intercept
     return AverageStart(weight, bias)
+
+
+def _fit_binary(features: Floats, y: Ints, ridge: float) -> AverageStart:
+    """One binary logistic regression per class."""
+    from sklearn.linear_model import LogisticRegression
+
+    weight = np.zeros((features.shape[1], y.shape[1]))
+    bias = prior_scores(smoothed_prior(y, y.shape[1]), multilabel=True)
+    for k in mixed_classes(y):
+        model = LogisticRegression(C=ridge, max_iter=5000, tol=1e-4).fit(features, y[:, k])
+        weight[:, k], bias[k] = model.coef_[0], model.intercept_[0]
+    return AverageStart(weight, bias)
+
+
+def mixed_classes(y: Ints) -> Ints:
+    """Classes of an indicator that some songs have and others do not."""
+    return np.flatnonzero(y.min(axis=0) < y.max(axis=0))

@@ -1,46 +1,239 @@
-"""One number per song and column: reductions over the frames of each song.
+"""One number per song and column: reductions over the frames of each song, at memory speed.
 
 Conventions
 -----------
-``values`` has shape (n_frames, n_columns); song i has rows ``offsets[i]:offsets[i + 1]``, at least
-one. Sums are accumulated in float64, song by song, so that a song's answer is its own.
+``values`` has shape (n_frames, n_columns), float32 or float64; song i has rows
+``offsets[i]:offsets[i + 1]``, at least one. Results have shape (n_songs, n_columns) and are
+accumulated in float64 in an order that depends on the length of the song and the number of columns
+alone, so that a song's answer is its own, to the bit. A NaN makes NaN of its song and column, in
+the votes of all columns.
+
+A loop over ten columns is too short for a processor's wide registers. So several frames that stand
+below each other are read as one wide one, into as many accumulators; these are folded when the
+song ends.
 """
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from seqagg.kernels.elementary import expit, jit, log
+from seqagg.logodds import PROBABILITY_MARGIN
+
+Array = npt.NDArray[Any]
 Values = npt.NDArray[np.floating[Any]]
 Offsets = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
+_LANES = 8
+"""Numbers of 64 bits in the widest registers: accumulators come in multiples of these."""
 
-def segment_sum(values: npt.NDArray[Any], offsets: Offsets) -> Floats:
-    """Sum over the frames of each song, shape (n_songs, n_columns)."""
-    if len(offsets) == 1:
-        return np.empty((0, values.shape[1]))
-    return np.asarray(np.add.reduceat(values, offsets[:-1], axis=0, dtype=np.float64))
+_WIDE = 32
+"""Columns from which on a single frame is wide enough."""
+
+_MOST_FACTORS = 40
+"""Clipped probabilities whose product is still a normal number: 2 ** (-24 * 40)."""
 
 
-def segment_mean(values: Values, offsets: Offsets) -> Floats:
-    """Mean over the frames of each song, shape (n_songs, n_columns)."""
-    return segment_sum(values, offsets) / np.diff(offsets)[:, None]
+def segment_sum(values: Array, offsets: Offsets) -> Floats:
+    """Sum over the frames of each song."""
+    return _reduced(_sum, values, offsets, False)
+
+
+def segment_mean(values: Array, offsets: Offsets) -> Floats:
+    """Mean over the frames of each song."""
+    return _reduced(_sum, values, offsets, True)
 
 
 def segment_max(values: Values, offsets: Offsets) -> Values:
-    """Largest value of each song and column, shape (n_songs, n_columns)."""
-    if len(offsets) == 1:
-        return values[:0]
-    return np.asarray(np.maximum.reduceat(values, offsets[:-1], axis=0))
+    """Largest value of each song and column, of the type of the values."""
+    flat = _flat(values)
+    out = np.empty((len(offsets) - 1, values.shape[1]), flat.dtype)
+    _max(flat, _fixed(offsets), _width(values.shape[1]), out)
+    return out
 
 
 def segment_votes(values: Values, offsets: Offsets) -> Floats:
-    """Frames of each song whose highest column it is, shape (n_songs, n_columns).
+    """Frames of each song whose highest column it is.
 
     A frame with k equal highest columns gives each of them 1 / k of its vote.
     """
-    highest = values == values.max(axis=1, keepdims=True)
-    return segment_sum(highest / highest.sum(axis=1, keepdims=True), offsets)
+    out = np.zeros((len(offsets) - 1, values.shape[1]))
+    _votes(_flat(values), _fixed(offsets), out)
+    return out
+
+
+def segment_mean_log_odds(probability: Values, offsets: Offsets) -> Floats:
+    """Mean log-odds of each song and column, in nats, from probabilities.
+
+    The log-odds are those of `seqagg.logodds.from_probability`, but not rounded to float32. A sum
+    of logs is the log of a product, so one log does for the odds of many frames.
+    """
+    return _reduced(_mean_log_odds, probability, offsets)
+
+
+def segment_mean_probability(log_odds: Values, offsets: Offsets) -> Floats:
+    """Mean probability of each song and column, from log-odds in nats."""
+    return _reduced(_mean_expit, log_odds, offsets)
+
+
+def _reduced(loop: Any, values: Array, offsets: Offsets, *settings: bool) -> Floats:
+    """What a loop over wide frames makes of the songs."""
+    out = np.empty((len(offsets) - 1, values.shape[1]))
+    loop(_flat(values), _fixed(offsets), _width(values.shape[1]), *settings, out)
+    return out
+
+
+def _flat(values: Array) -> Array:
+    """Values in one row."""
+    floating = values.dtype in (np.float32, np.float64)
+    return _fixed(values if floating else values.astype(np.float64)).reshape(-1)
+
+
+def _fixed(array: Array) -> Array:
+    """Contiguous and read-only: numba would compile the loops anew for each other combination."""
+    view = np.require(array, requirements=["C", "A"]).view()
+    view.flags.writeable = False
+    return view
+
+
+def _width(n_columns: int) -> int:
+    """Accumulators for a song: a power of two times the number of columns."""
+    frames = 1 if n_columns >= _WIDE else _LANES // gcd(_LANES, n_columns)
+    while frames * n_columns < 2 * _LANES:
+        frames *= 2
+    return frames * n_columns
+
+
+# The loops. `flat` is `values` in one row, `out` has a row per song.
+
+
+@jit
+def _fold(wide, width, n_columns):  # type: ignore[no-untyped-def]
+    """Add the accumulators of each column up, into the first ones."""
+    while width > n_columns:
+        width //= 2
+        low, high = wide[:width], wide[width : 2 * width]
+        for j in range(width):
+            low[j] += high[j]
+
+
+@jit
+def _sum(flat, offsets, width, mean, out):  # type: ignore[no-untyped-def]
+    """Sums, or means if `mean`."""
+    n_columns = out.shape[1]
+    wide = np.empty(width)
+    for i in range(len(out)):
+        song = flat[offsets[i] * n_columns : offsets[i + 1] * n_columns]
+        at = min(width, len(song))
+        head = song[:at]
+        for j in range(len(head)):
+            wide[j] = head[j]
+        wide[at:] = 0.0
+        while at + 2 * width <= len(song):  # in pairs, which halves the traffic with `wide`
+            first, second = song[at : at + width], song[at + width : at + 2 * width]
+            for j in range(width):
+                wide[j] += np.float64(first[j]) + np.float64(second[j])
+            at += 2 * width
+        while at < len(song):
+            part = song[at : min(at + width, len(song))]
+            for j in range(len(part)):
+                wide[j] += part[j]
+            at += width
+        _fold(wide, width, n_columns)
+        row = out[i]
+        divisor = np.float64(offsets[i + 1] - offsets[i]) if mean else 1.0
+        for k in range(n_columns):
+            row[k] = wide[k] / divisor
+
+
+@jit
+def _max(flat, offsets, width, out):  # type: ignore[no-untyped-def]
+    n_columns = out.shape[1]
+    wide = np.empty(width, flat.dtype)
+    for i in range(len(out)):
+        song = flat[offsets[i] * n_columns : offsets[i + 1] * n_columns]
+        wide[:] = -np.inf
+        for at in range(0, len(song), width):
+            part = song[at : min(at + width, len(song))]
+            for j in range(len(part)):
+                x = part[j]
+                wide[j] = x if (x > wide[j]) | (x != x) else wide[j]
+        row = out[i]
+        row[:] = wide[:n_columns]
+        for at in range(n_columns, width, n_columns):
+            for k in range(n_columns):
+                x = wide[at + k]
+                row[k] = x if (x > row[k]) | (x != x) else row[k]
+
+
+@jit
+def _votes(flat, offsets, out):  # type: ignore[no-untyped-def]
+    n_columns = out.shape[1]
+    for i in range(len(out)):
+        row = out[i]
+        for frame in range(offsets[i], offsets[i + 1]):
+            part = flat[frame * n_columns : (frame + 1) * n_columns]
+            top = part[0]
+            for k in range(1, n_columns):
+                x = part[k]
+                top = x if (x > top) | (x != x) else top
+            ties = 0
+            for k in range(n_columns):
+                ties += part[k] == top
+            share = 1 / ties if ties > 0 else np.nan
+            for k in range(n_columns):
+                row[k] += share if (part[k] == top) | (ties == 0) else 0.0
+
+
+@jit
+def _mean_log_odds(flat, offsets, width, out):  # type: ignore[no-untyped-def]
+    n_columns = out.shape[1]
+    low, high = np.float64(PROBABILITY_MARGIN), np.float64(1 - PROBABILITY_MARGIN)
+    yes, no = np.empty(width), np.empty(width)
+    for i in range(len(out)):
+        row = out[i]
+        row[:] = 0.0
+        song = flat[offsets[i] * n_columns : offsets[i + 1] * n_columns]
+        for start in range(0, len(song), _MOST_FACTORS * n_columns):
+            some = song[start : min(start + _MOST_FACTORS * n_columns, len(song))]
+            yes[:] = 1.0
+            no[:] = 1.0
+            for at in range(0, len(some), width):
+                part = some[at : min(at + width, len(some))]
+                for j in range(len(part)):
+                    p = np.float64(part[j])
+                    p = low if p < low else (high if p > high else p)  # a NaN stays one
+                    yes[j] *= p
+                    no[j] *= 1.0 - p
+            left = width
+            while left > n_columns:
+                left //= 2
+                for j in range(left):
+                    yes[j] *= yes[left + j]
+                    no[j] *= no[left + j]
+            for k in range(n_columns):
+                row[k] += log(yes[k] / no[k])
+        for k in range(n_columns):
+            row[k] /= offsets[i + 1] - offsets[i]
+
+
+@jit
+def _mean_expit(flat, offsets, width, out):  # type: ignore[no-untyped-def]
+    n_columns = out.shape[1]
+    wide = np.empty(width)
+    for i in range(len(out)):
+        song = flat[offsets[i] * n_columns : offsets[i + 1] * n_columns]
+        wide[:] = 0.0
+        for at in range(0, len(song), width):
+            part = song[at : min(at + width, len(song))]
+            for j in range(len(part)):
+                wide[j] += expit(np.float64(part[j]))
+        _fold(wide, width, n_columns)
+        row = out[i]
+        for k in range(n_columns):
+            row[k] = wide[k] / (offsets[i + 1] - offsets[i])

@@ -1,0 +1,249 @@
+"""Labels for a whole cache, batch by batch: read, label, append to a table.
+
+Conventions
+-----------
+The table has a row per song, in the order of the cache: ``song_id``, ``prediction`` and one
+probability column per class, named by the class. Several labels of a song are a list of text, in
+``.csv`` joined by a bar. A batch is read while the one before is labelled, and nothing is held for
+longer than that, so that the memory does not grow with the cache.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow.csv import CSVWriter
+
+from seqagg.cache import CacheBatches
+from seqagg.errors import ParameterError
+from seqagg.files import atomic_write
+from seqagg.progress import counted
+from seqagg.songs import Songs
+from seqagg.threads import ahead
+
+if TYPE_CHECKING:
+    from seqagg.aggregators.base import Aggregator
+
+Ints = npt.NDArray[np.int64]
+
+SUFFIXES = (".csv", ".parquet")
+
+_AHEAD = 6
+"""Batches that may be read before they are labelled."""
+
+_ROWS = 2**17
+"""Songs that are written at a time."""
+
+
+@dataclass
+class PredictionReport:
+    """What was labelled, and how well where the labels are known.
+
+    Attributes
+    ----------
+    n_songs : int
+    n_labelled : int
+        Songs of known label.
+    n_right : int
+        Of these, the songs whose label was predicted; of several labels, all and no others.
+    unseen_labels : set of str
+        Labels in the cache that the model does not know, and which count as wrong.
+    multilabel : bool
+        Whether songs have several labels each.
+    """
+
+    n_songs: int = 0
+    n_labelled: int = 0
+    n_right: int = 0
+    unseen_labels: set[str] = field(default_factory=set)
+    multilabel: bool = False
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the songs of known label that are right; None if there is none."""
+        return self.n_right / self.n_labelled if self.n_labelled else None
+
+
+def predict_cache(
+    model: str | os.PathLike[str],
+    cache: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+) -> PredictionReport:
+    """Label the songs of a cache with a fitted model and write them to a table.
+
+    Parameters
+    ----------
+    model, cache : path-like
+        Model file; cache file or folder of such files.
+    out : path-like
+        Table, ``.csv`` or ``.parquet``: written whole or not at all.
+    split : str, optional
+        Only the songs of this split; ``"all"`` is as if it were not given.
+
+    Raises
+    ------
+    SeqaggError
+        Names the file, song, column or parameter that cannot be used.
+    """
+    target = Path(out)
+    if target.suffix not in SUFFIXES:
+        raise ParameterError(f"{out}: the table of predictions ends in .csv or .parquet")
+    report = PredictionReport()
+    # Reading starts before the model is there: to import what models are made of takes a second.
+    with ahead(_read(Path(cache), split), _AHEAD) as batches:
+        from seqagg.aggregators import load
+
+        aggregator = load(model)
+        report.multilabel = aggregator.multilabel_
+        with atomic_write(target) as temporary, counted("predict", "songs") as advance:
+            table = _Table(temporary, aggregator)
+            with table.writer:
+                for batch in batches:
+                    _label(aggregator, batch, table, report)
+                    advance(report.n_songs, batch.n_all)
+                table.flush()
+    return report
+
+
+def find_split(known: set[str], split: str | None, default: str | None) -> str | None:
+    """Name of the split that is meant, None for all songs.
+
+    Parameters
+    ----------
+    known : set of str
+        Splits of the songs.
+    split : str or None
+        What was asked for.
+    default : str or None
+        What is meant if nothing was asked for, and the songs have splits at all.
+    """
+    wanted = split if split is not None else (default if known else None)
+    if wanted is None or (wanted == "all" and "all" not in known):
+        return None
+    if wanted not in known:
+        there = f"there are {', '.join(sorted(known))}" if known else "the cache has no split"
+        raise ParameterError(f"no song of split {wanted!r}; {there}; --split all takes all songs")
+    return wanted
+
+
+class _Batch(NamedTuple):
+    songs: Songs
+    labels: pa.Array | None
+    n_all: int  # songs to label
+
+
+def _read(cache: Path, split: str | None) -> Iterator[_Batch]:
+    source = CacheBatches(cache)
+    chosen = find_split(set(source.splits), split, None)
+    n_all = source.n_songs if chosen is None else source.splits[chosen]
+    for songs, labels in source.read(chosen):
+        yield _Batch(songs, labels, n_all)
+
+
+def _label(aggregator: Aggregator, batch: _Batch, table: _Table, report: PredictionReport) -> None:
+    if len(batch.songs) == 0:
+        return
+    chosen, proba = aggregator._answers(batch.songs)
+    said = table.append(batch.songs, chosen, proba)
+    report.n_songs += len(batch.songs)
+    if batch.labels is not None:
+        _count_right(batch.labels, said, table.names, report)
+
+
+def _count_right(
+    labels: pa.Array, said: pa.Array, names: list[str], report: PredictionReport
+) -> None:
+    """Add a batch to the report; both labels are text, or lists of text."""
+    report.n_labelled += len(labels) - labels.null_count
+    if not (pa.types.is_nested(labels.type) or pa.types.is_nested(said.type)):
+        report.n_right += pc.sum(pc.equal(labels, said), min_count=0).as_py()
+        report.unseen_labels |= set(labels.unique().drop_null().to_pylist()) - set(names)
+        return
+    for label, one in zip(labels.to_pylist(), said.to_pylist(), strict=True):
+        if label is not None:
+            known, found = (set(x) if isinstance(x, list) else {x} for x in (label, one))
+            report.n_right += known == found
+            report.unseen_labels |= known - set(names)
+
+
+class _Table:
+    """The table that grows."""
+
+    def __init__(self, path: Path, aggregator: Aggregator) -> None:
+        self.names = [str(c) for c in aggregator.classes_]
+        for reserved in ("song_id", "prediction"):
+            if reserved in self.names:
+                raise ParameterError(
+                    f"a class is called {reserved!r}, as a column of the table is; rename the class"
+                )
+        self._csv = path.suffix == ".csv"
+        self._multilabel = aggregator.multilabel_
+        if self._csv and self._multilabel:
+            for name in self.names:
+                if "|" in name:
+                    raise ParameterError(
+                        f"a class is called {name!r}, and | joins labels: write .parquet"
+                    )
+        self._classes = pa.array(aggregator.classes_.tolist())
+        kind = self._classes.type
+        if self._multilabel:
+            kind = pa.string() if self._csv else pa.list_(pa.string())
+        fields = [("song_id", pa.string()), ("prediction", kind)]
+        self._schema = pa.schema(fields + [(name, pa.float64()) for name in self.names])
+        self.writer = self._open(path)
+        self._rows: list[pa.RecordBatch] = []
+
+    def _open(self, path: Path) -> Any:
+        if self._csv:
+            return CSVWriter(os.fspath(path), self._schema)
+        # Settings go by path, and a class may be called like the path of the labels in a list.
+        label = "prediction.list.element" if self._multilabel else "prediction"
+        return pq.ParquetWriter(
+            path,
+            self._schema,
+            compression="zstd",
+            use_dictionary=[label],
+            column_encoding={n: "BYTE_STREAM_SPLIT" for n in self.names if n != label},
+            write_page_checksum=True,
+        )
+
+    def append(self, songs: Songs, chosen: Ints, proba: npt.NDArray[np.float64]) -> pa.Array:
+        """Add songs, and return what is predicted for them, as text or lists of text."""
+        text = self._said(chosen)
+        prediction = text
+        if self._multilabel and self._csv:
+            prediction = pc.binary_join(text, "|")
+        elif not self._multilabel:
+            prediction = self._classes.take(pa.array(chosen))
+        ids = songs.arrow_ids().cast(pa.string())
+        columns = [pa.array(column) for column in np.ascontiguousarray(proba.T)]
+        self._rows.append(
+            pa.RecordBatch.from_arrays([ids, prediction, *columns], schema=self._schema)
+        )
+        if sum(map(len, self._rows)) >= _ROWS:
+            self.flush()
+        return text
+
+    def _said(self, chosen: Ints) -> pa.Array:
+        names = pa.array(self.names)
+        if not self._multilabel:
+            return names.take(pa.array(chosen))
+        offsets = np.concatenate([[0], np.cumsum(chosen.sum(axis=1))]).astype(np.int32)
+        return pa.ListArray.from_arrays(offsets, names.take(pa.array(np.nonzero(chosen)[1])))
+
+    def flush(self) -> None:
+        """Write what was added."""
+        if self._rows:
+            self.writer.write_table(pa.Table.from_batches(self._rows))
+            self._rows = []
