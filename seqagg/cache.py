@@ -645,7 +645,8 @@ def _concatenate(parts: list[Songs], files: list[Path]) -> Songs:
     first = parts[0]
     for part, file in zip(parts, files, strict=True):
         _refuse_differences(vars(first), vars(part), files[0], file)
-    fields: dict[str, Any] = {"ids": np.concatenate([p.ids for p in parts])}
+    names = [part.arrow_ids().cast(pa.large_string()) for part in parts]
+    fields: dict[str, Any] = {"ids": pa.concat_arrays(names)}
     for name, unknown in (("labels", None), ("groups", None), ("split", None), ("fold", -1)):
         if any(getattr(p, name) is not None for p in parts):
             fields[name] = np.concatenate(

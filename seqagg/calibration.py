@@ -109,6 +109,20 @@ def paired_gain(before: Floats, after: Floats, groups: Ints) -> tuple[float, flo
     return float(gain.mean()), float(np.sqrt((surplus**2).sum()) / len(gain))
 
 
+def about_equal(losses: Floats, lower: Floats, groups: Ints) -> bool:
+    """Whether the lower losses are lower by no more than a standard error.
+
+    The rule of [1]_ for staying with what is simpler.
+
+    References
+    ----------
+    .. [1] L. Breiman, J. Friedman, R. Olshen and C. Stone, "Classification and regression trees",
+       Wadsworth 1984, section 3.4.3.
+    """
+    gain, error = paired_gain(losses, lower, groups)
+    return gain <= error
+
+
 def fit_calibration(log_scores: Floats, y: Ints) -> tuple[float, Floats]:
     """Inverse temperature, and bias of each class, that make the labels likeliest.
 

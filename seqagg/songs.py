@@ -302,7 +302,8 @@ class Songs:
     def replace(self, **fields: Any) -> Songs:
         """Copy, with some fields set anew by the names of the parameters of `Songs`."""
         names = ("values", "offsets", "columns", "kind", "task", *_PER_SONG, "start", "note")
-        return Songs(**{name: getattr(self, name) for name in names} | fields)
+        kept = {name: getattr(self, name) for name in names if name != "ids"}
+        return Songs(**kept | {"ids": self._ids if _is_arrow(self._ids) else self.ids} | fields)
 
     def _with(self, **fields: Any) -> Songs:
         """Like `replace` for fields that are known to fit: nothing is checked again."""

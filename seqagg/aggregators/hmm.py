@@ -35,9 +35,9 @@ from seqagg.aggregators.base import (
 from seqagg.aggregators.hmm_start import Shape, Whitening, starting_model, whiten_within
 from seqagg.aggregators.start import AverageStart, make_start
 from seqagg.calibration import (
+    about_equal,
     calibrated_losses,
     fit_mixture_weights,
-    paired_gain,
     prior_scores,
 )
 from seqagg.errors import ModelFileError, ParameterError
@@ -127,8 +127,6 @@ class HMMAggregator(Aggregator):
        recognition", Proceedings of the IEEE 77(2), 1989.
     .. [2] D. Reynolds, T. Quatieri and R. Dunn, "Speaker verification using adapted Gaussian
        mixture models", Digital Signal Processing 10, 2000, section 2.
-    .. [3] L. Breiman, J. Friedman, R. Olshen and C. Stone, "Classification and regression trees",
-       Wadsworth 1984, section 3.4.3.
     """
 
     auto_states: ClassVar[tuple[int, ...]] = (3, 8)
@@ -287,7 +285,7 @@ class HMMAggregator(Aggregator):
     ) -> tuple[int, list[float]]:
         """Simplest shape about as good as the best on held-out songs; sets the weights of its mix.
 
-        "About" is a standard error of the paired difference [3]_. Averaging is simpler still.
+        "About" is a standard error of the paired difference. Averaging is simpler still.
         """
         # Without songs to hold out there is nothing to say for the likelihoods.
         averaging = np.array([0.0, 1.0, 0.0])
@@ -303,8 +301,8 @@ class HMMAggregator(Aggregator):
         ]
         means = [float(loss.mean()) for loss in losses]
         lowest = losses[int(np.argmin(means))]
-        best = next(i for i, loss in enumerate(losses) if _about_equal(loss, lowest, groups))
-        if not _about_equal(calibrated_losses(averages, y), losses[best], groups):
+        best = next(i for i, loss in enumerate(losses) if about_equal(loss, lowest, groups))
+        if not about_equal(calibrated_losses(averages, y), losses[best], groups):
             self.weights_ = weights[best]
         return best, means
 
@@ -478,12 +476,6 @@ def _songs_of_models(y: Ints) -> dict[int, Ints]:
         return {int(k): np.flatnonzero(y == k) for k in np.unique(y)}
     classes = {int(k): np.flatnonzero(y[:, k]) for k in np.flatnonzero(y.any(axis=0))}
     return {**classes, y.shape[1]: np.arange(len(y))}
-
-
-def _about_equal(losses: Floats, lower: Floats, groups: Ints) -> bool:
-    """Whether the lower losses are lower by no more than a standard error."""
-    gain, error = paired_gain(losses, lower, groups)
-    return gain <= error
 
 
 def _gather(

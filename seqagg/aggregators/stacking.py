@@ -26,6 +26,8 @@ from seqagg.aggregators.base import (
 )
 from seqagg.aggregators.start import AverageStart, fit_logistic, make_start, mixed_classes
 from seqagg.calibration import (
+    about_equal,
+    calibrated_losses,
     fit_mixture_weights,
     normalize,
     prior_scores,
@@ -201,7 +203,7 @@ class StackingAggregator(Aggregator):
             self.weights_ = np.array([1.0, 0.0])
             best = 0
             if folds:
-                best = self._choose(stacked, averages, y)
+                best = self._choose(stacked, averages, y, groups)
             self._start = self._make_start(songs, y)
             self._model = self._fit_classifier(features, y, ridges[best])
             step("")
@@ -212,12 +214,18 @@ class StackingAggregator(Aggregator):
         )
         return a * stacked[best] + b * averages if folds else None
 
-    def _choose(self, stacked: Floats, averages: Floats, y: Ints) -> int:
-        """Ridge with the lowest loss on held-out songs; sets the weights of its mix."""
+    def _choose(self, stacked: Floats, averages: Floats, y: Ints, groups: Ints) -> int:
+        """Ridge with the lowest loss on held-out songs; sets the weights of its mix.
+
+        Averaging is kept unless the mix is better by more than a standard error.
+        """
         averaging = np.array([0.0, 1.0])
-        fits = [fit_mixture_weights(np.stack([s, averages]), y, around=averaging) for s in stacked]
+        mixes = [np.stack([s, averages]) for s in stacked]
+        fits = [fit_mixture_weights(mix, y, around=averaging) for mix in mixes]
         best = int(np.argmin([loss for _, loss in fits]))
-        self.weights_ = fits[best][0]
+        mixed = calibrated_losses(np.tensordot(fits[best][0], mixes[best], axes=1), y)
+        kept = about_equal(calibrated_losses(averages, y), mixed, groups)
+        self.weights_ = averaging if kept else fits[best][0]
         return best
 
     def _make_start(self, songs: Songs, y: Ints) -> AverageStart:
