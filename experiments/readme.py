@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from experiments import big_table, embedded, known_limit, leak, learning_curve
+from experiments import big_table, embedded, end_to_end, known_limit, leak, learning_curve
 from experiments.runs import AVERAGING, METHODS, RESULTS, first_line
 from experiments.tables import Results, interval, points
 from seqagg.files import atomic_write
@@ -234,12 +234,38 @@ def leak_table(folder: Path) -> list[str]:
     return [*markdown(header, lines), "", results.about.get("answer", "")]
 
 
+def end_to_end_table(folder: Path) -> list[str]:
+    """Ways from spectrograms to a label by rows: accuracy, gain on frozen and averaged."""
+    results = _results(end_to_end, folder)
+    rows = [
+        (way, method, results.metrics[way, method, None])
+        for way, methods in end_to_end.WAYS.items()
+        for method in methods
+        if (way, method, None) in results.metrics
+    ]
+    lines = [
+        [
+            f"{way}, `{method}`",
+            points(row["accuracy"]),
+            _difference(row, "accuracy_minus_two_stages"),
+            f"{row['log_loss']:.3f}",
+        ]
+        for way, method, row in rows
+    ]
+    if not lines:
+        return []
+    header = ["", "accuracy, %", "minus frozen and averaged", "log loss"]
+    seeds = max(row["n_seeds"] for _, _, row in rows)
+    return [*markdown(header, lines), "", f"Means over seeds ({seeds:.0f}); 95 % intervals."]
+
+
 TABLES: dict[str, Callable[[Path], list[str]]] = {
     "embedded": embedded_table,
     "big-table": big_table_table,
     "learning-curve": learning_curve_table,
     "known-limit": known_limit_table,
     "leak": leak_table,
+    "end-to-end": end_to_end_table,
 }
 """Name of a table -> its lines, from the folder of results."""
 

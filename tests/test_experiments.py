@@ -15,10 +15,21 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from experiments import big_table, caches, embedded, known_limit, leak, learning_curve, readme, runs
+from experiments import (
+    big_table,
+    caches,
+    embedded,
+    end_to_end,
+    known_limit,
+    leak,
+    learning_curve,
+    readme,
+    runs,
+)
 from experiments.caches import Cache, find_caches
 from experiments.pictures import cliques, draw_ranks
 from experiments.tables import Outcome, Results, compare_runs
+from experiments.tunes.store import save_json
 from seqagg import MeanLogOdds, Songs, write_cache
 from tests.conftest import order_free_songs, order_songs
 from tests.reference import hmm_log_likelihood_by_enumeration
@@ -388,6 +399,72 @@ def test_known_limit(tmp_path, capsys):
 
 
 # The songs that come with seqagg.
+
+
+def tunes_of_two_sounds(work: Path) -> Songs:
+    """Work directory of `experiments.tunes`, and frame scores of its songs.
+
+    One genre is loud in the low half of the spectrogram, the other in the high half.
+    """
+    rng = np.random.default_rng(0)
+    rows, scores = [], []
+    (work / "spectrograms").mkdir(parents=True)
+    for i in range(24):
+        genre, low = ("jig", 0) if i % 2 else ("reel", 20)
+        decibels = rng.uniform(-60, -40, (160 + 80 * (i % 3), 40))
+        decibels[:, low : low + 20] += 30
+        np.save(work / "spectrograms" / f"tune {i}.npy", decibels.astype(np.float16))
+        side = "test" if i % 4 > 1 else "train"
+        rows.append({"song_id": f"tune {i}", "genre": genre, "group": f"g{i}", "split": side})
+        scores.append(rng.normal(size=(1 + i % 3, 2)))
+    save_json(work / "tunes.json", rows)
+    return Songs.from_arrays(
+        scores,
+        ids=[row["song_id"] for row in rows],
+        columns=["jig", "reel"],
+        labels=[row["genre"] for row in rows],
+        groups=[row["group"] for row in rows],
+        split=[row["split"] for row in rows],
+    )
+
+
+def test_end_to_end(tmp_path, monkeypatch, capsys):
+    songs = tunes_of_two_sounds(tmp_path / "work")
+    monkeypatch.setattr(end_to_end, "embedded_cache", lambda: Cache("tunes", songs, "0"))
+    monkeypatch.setattr(end_to_end, "AGGREGATORS", ("logodds", "stack"))
+    monkeypatch.setattr(
+        end_to_end, "WAYS", {"two stages": ("logodds", "stack"), "end to end": ("average",)}
+    )
+    monkeypatch.setattr(end_to_end, "POOLINGS", ("average",))
+    monkeypatch.setattr(end_to_end, "QUICK", {"epochs": 8, "batch_size": 4})
+    arguments = ["--quick", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    end_to_end.main(arguments)
+    assert "end to end, average 100.0 %" in said(capsys)[-1]
+    rows = rows_of(tmp_path / "end_to_end.parquet")
+    (gain,) = (
+        row["value"]
+        for row in rows
+        if row["way"] == "end to end"
+        and row["seed"] is None
+        and row["metric"] == "accuracy_minus_two_stages"
+    )
+    (averaged,) = (
+        row["value"]
+        for row in rows
+        if (row["way"], row["method"], row["metric"], row["seed"])
+        == ("two stages", "logodds", "accuracy", 0)
+    )
+    assert gain == pytest.approx(1 - averaged)
+    end_to_end.main(arguments)
+    assert not any(line.startswith("1/") for line in said(capsys))
+    table = readme.end_to_end_table(tmp_path)
+    assert any(line.startswith("| end to end, `average` | 100.0 |") for line in table)
+
+
+def test_end_to_end_without_spectrograms_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(end_to_end, "embedded_cache", lambda: Cache("tunes", order_songs(4), "0"))
+    with pytest.raises(SystemExit, match="no spectrograms; python -m"):
+        end_to_end.main(["--quick", "--work", str(tmp_path), "--out", str(tmp_path)])
 
 
 def test_embedded(tmp_path, monkeypatch, capsys):
