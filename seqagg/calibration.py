@@ -109,10 +109,10 @@ def paired_gain(before: Floats, after: Floats, groups: Ints) -> tuple[float, flo
     return float(gain.mean()), float(np.sqrt((surplus**2).sum()) / len(gain))
 
 
-def about_equal(losses: Floats, lower: Floats, groups: Ints) -> bool:
-    """Whether the lower losses are lower by no more than a standard error.
+def about_equal(losses: Floats, lower: Floats, groups: Ints, n_errors: float = 1.0) -> bool:
+    """Whether the lower losses are lower by no more than so many standard errors.
 
-    The rule of [1]_ for staying with what is simpler.
+    With one it is the rule of [1]_ for staying with what is simpler.
 
     References
     ----------
@@ -120,7 +120,11 @@ def about_equal(losses: Floats, lower: Floats, groups: Ints) -> bool:
        Wadsworth 1984, section 3.4.3.
     """
     gain, error = paired_gain(losses, lower, groups)
-    return gain <= error
+    return gain <= n_errors * error
+
+
+AVERAGING_ERRORS = 2.0
+"""Standard errors by which a mix must beat averaging: who switches should not regret it."""
 
 
 def fit_calibration(log_scores: Floats, y: Ints) -> tuple[float, Floats]:

@@ -24,6 +24,20 @@ def mean_over_frames(frames: Frames) -> list[float]:
     return [math.fsum(frame[k] for frame in frames) / len(frames) for k in range(n_columns)]
 
 
+def log_mean_probability(frames: Frames) -> list[float]:
+    """Logarithm of the mean over frames of the logistic function of each column."""
+    return [
+        math.log(math.fsum(1 / (1 + math.exp(-frame[k])) for frame in frames) / len(frames))
+        for k in range(len(frames[0]))
+    ]
+
+
+def mixed_average(frames: Frames, share: float) -> list[float]:
+    """Mean log-odds and log mean probability, the latter with this share."""
+    parts = zip(mean_over_frames(frames), log_mean_probability(frames), strict=True)
+    return [(1 - share) * log_odds + share * probability for log_odds, probability in parts]
+
+
 def vote_shares(frames: Frames) -> list[float]:
     """Share of the frames whose highest column it is; equal highest columns share the vote."""
     votes = [0.0] * len(frames[0])

@@ -55,11 +55,13 @@ def new_network(
     n_columns: int = 3,
     n_classes: int = 3,
     trained: bool = True,
+    share: float = 0.0,
     seed: int = 0,
 ) -> SongNetwork:
     """Network in evaluation; one that counts as trained has an output layer other than zero."""
     rng = np.random.default_rng(seed)
-    start = AverageStart(rng.normal(size=(n_columns, n_classes)), rng.normal(size=n_classes))
+    weight, bias = rng.normal(size=(n_columns, n_classes)), rng.normal(size=n_classes)
+    start = AverageStart(weight, bias, share)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = SongNetwork(
@@ -92,9 +94,12 @@ def scores(network: SongNetwork, songs: list[Tensor], padding: float = 0.0) -> T
 
 
 def average_scores(network: SongNetwork, songs: list[Tensor]) -> Floats:
-    """``scale * (mean log-odds @ weight + bias)`` by loops over frames."""
+    """``scale * (mean log-odds @ weight + bias + share * log mean probability)`` by loops."""
     mean = np.array([reference.mean_over_frames(song.tolist()) for song in songs])
     linear = mean @ network.weight.double().numpy() + network.bias.double().numpy()
+    if network.share > 0:
+        log_p = [reference.log_mean_probability(song.tolist()) for song in songs]
+        linear += float(network.share) * np.array(log_p)
     return float(network.scale.detach()) * linear
 
 
@@ -117,8 +122,10 @@ def songs_of_noise(n: int, seed: int) -> Songs:
 
 class TestUntrained:
     @pytest.mark.parametrize("bidirectional", [True, False])
-    def test_is_averaging(self, bidirectional: bool) -> None:
-        network, songs = new_network(bidirectional=bidirectional, trained=False), random_songs()
+    @pytest.mark.parametrize("share", [0.0, 0.4])
+    def test_is_averaging(self, bidirectional: bool, share: float) -> None:
+        network = new_network(bidirectional=bidirectional, trained=False, share=share)
+        songs = random_songs()
         assert_allclose(
             scores(network, songs), average_scores(network, songs), rtol=1e-5, atol=1e-5
         )
@@ -381,19 +388,27 @@ class TestLearning:
             assert (network.output.weight == 0).all()
             assert (network.output.bias == 0).all()
         assert model.fit_report_.count("untrained") == 2
-        mean = [reference.mean_over_frames(array.tolist()) for array in frames_of(queries)]
-        scale = np.mean([float(network.scale.detach()) for network in model.networks_])
-        assert_allclose(
-            model.decision_function(queries), scale * np.array(mean), rtol=1e-4, atol=1e-5
+        expected = np.mean(
+            [
+                float(network.scale.detach())
+                * np.array(
+                    [
+                        reference.mixed_average(array.tolist(), float(network.share))
+                        for array in frames_of(queries)
+                    ]
+                )
+                for network in model.networks_
+            ],
+            axis=0,
         )
-        averaging = MeanLogOdds().fit(songs)
-        assert model.predict(queries).tolist() == averaging.predict(queries).tolist()
+        assert_allclose(model.decision_function(queries), expected, rtol=1e-4, atol=1e-5)
 
     def test_the_scale_at_the_start_is_the_best_for_the_songs_learnt_from(self) -> None:
         songs = songs_of_noise(40, 0)
         settings = {"epochs": 1, "hidden_size": 4, "learning_rate": 1e-8}
         (network,) = GRUAggregator(**settings).fit(songs, groups=["all"] * 40).networks_
-        mean = [reference.mean_over_frames(array.tolist()) for array in frames_of(songs)]
+        share = float(network.share)
+        mean = [reference.mixed_average(array.tolist(), share) for array in frames_of(songs)]
         y = integer_labels(songs).tolist()
 
         def cost(beta: float) -> float:

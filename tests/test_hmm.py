@@ -53,8 +53,8 @@ def hmmlearn_scores(model: HMMAggregator, songs: Songs) -> Floats:
     return np.where(np.isinf(out), out.min(axis=1, keepdims=True), out)
 
 
-def mean_log_odds(songs: Songs) -> Floats:
-    return np.array([reference.mean_over_frames(array.tolist()) for array in frames_of(songs)])
+def averages(songs: Songs, share: float) -> Floats:
+    return np.array([reference.mixed_average(a.tolist(), share) for a in frames_of(songs)])
 
 
 def iterations(model: HMMAggregator) -> list[int]:
@@ -91,7 +91,7 @@ class TestLikelihoods:
         a, b, c = model.weights_
         assert min(a, b) > 0
         per_frame = hmmlearn_scores(model, queries) / queries.lengths[:, None]
-        expected = a * per_frame + b * mean_log_odds(queries) + c * log_prior(model)
+        expected = a * per_frame + b * averages(queries, model._start.share) + c * log_prior(model)
         constant = expected - model.decision_function(queries)
         assert_allclose(constant, constant[0, 0], rtol=1e-7, atol=1e-7)
 
@@ -431,7 +431,8 @@ class TestMix:
         else:
             model = HMMAggregator(**QUICK, n_folds=1).fit(songs)
         assert model.weights_.tolist() == [0, 1, 0]
-        assert_allclose(model.decision_function(queries), mean_log_odds(queries), rtol=1e-5)
+        expected = averages(queries, model._start.share)
+        assert_allclose(model.decision_function(queries), expected, rtol=1e-5)
         assert set(model.hmms_) == set(COLUMNS)
 
     def test_columns_that_are_no_classes(self) -> None:
@@ -513,7 +514,7 @@ class TestShapes:
     def test_weights_are_in_the_report(self) -> None:
         model = HMMAggregator(**QUICK).fit(order_songs(30))
         found = re.search(
-            r"score = (\S+) log likelihood per frame \+ (\S+) mean log-odds \+ (\S+) log prior",
+            r"score = (\S+) log likelihood per frame \+ (\S+) average \+ (\S+) log prior",
             model.fit_report_,
         )
         assert found is not None

@@ -94,7 +94,7 @@ class TestDefaultClassifier:
         pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=ridge, tol=1e-8))
         pipeline.fit(summarize(songs, 4), integer_labels(songs))
         log_p = np.log(pipeline.predict_proba(summarize(queries, 4)))
-        mean = [reference.mean_over_frames(array.tolist()) for array in frames_of(queries)]
+        mean = [reference.mixed_average(x.tolist(), model._start.share) for x in frames_of(queries)]
         a, b = model.weights_
         expected = a * log_p + b * np.array(mean)
         assert_allclose(model.decision_function(queries), expected, rtol=0, atol=0.03)
@@ -104,7 +104,7 @@ class TestDefaultClassifier:
         a, b = model.weights_
         n_features = summarize(order_songs(1), 2).shape[1]
         assert model.fit_report_.startswith(f"{n_features} features, ridge ")
-        assert model.fit_report_.endswith(f"score = {a:.3g} log P + {b:.3g} mean log-odds")
+        assert model.fit_report_.endswith(f"score = {a:.3g} log P + {b:.3g} average")
 
     def test_the_ridge_is_the_stronger_the_less_there_is_to_learn(self) -> None:
         songs = order_songs(45)
@@ -220,7 +220,8 @@ class TestOtherClassifiers:
         model = StackingAggregator(classifier=GaussianNB(var_smoothing=0.1)).fit(songs)
         bayes = GaussianNB(var_smoothing=0.1).fit(summarize(songs, 4), songs.labels.astype(str))
         log_p = np.log(np.maximum(bayes.predict_proba(summarize(queries, 4)), 1e-6))
-        mean = np.array([reference.mean_over_frames(a.tolist()) for a in frames_of(queries)])
+        share = model._start.share
+        mean = np.array([reference.mixed_average(a.tolist(), share) for a in frames_of(queries)])
         a, b = model.weights_
         found = model.decision_function(queries)
         assert bayes.classes_.tolist() == model.classes_.tolist()

@@ -15,8 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from seqagg.aggregators.base import Floats, Ints, OnEmpty
-from seqagg.aggregators.network import Dropout, NetworkAggregator, Noise, check_count, check_range
-from seqagg.aggregators.start import AverageStart, center_and_spread, make_calibrated_start
+from seqagg.aggregators.network import (
+    Dropout,
+    NetworkAggregator,
+    Noise,
+    check_count,
+    check_range,
+    log_mean_probability,
+)
+from seqagg.aggregators.start import AverageStart, calibrate, center_and_spread, make_start
 from seqagg.errors import ParameterError
 from seqagg.songs import Songs
 
@@ -27,7 +34,7 @@ _CLIP = 8.0
 class SongNetwork(nn.Module):
     """Class scores of songs: ``scale * average + correction``.
 
-    The average is linear in the mean log-odds; the correction comes from a GRU over the frames,
+    The average is an `AverageStart`; the correction comes from a GRU over the frames,
     pooled over time by mean and maximum. Its last layer starts at zero, so that the untrained
     network *is* averaging.
 
@@ -48,6 +55,7 @@ class SongNetwork(nn.Module):
     spread: Tensor
     weight: Tensor
     bias: Tensor
+    share: Tensor
 
     def __init__(
         self,
@@ -69,6 +77,7 @@ class SongNetwork(nn.Module):
             ("spread", spread),
             ("weight", start.weight),
             ("bias", start.bias),
+            ("share", start.share),
         ):
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
         self.scale = nn.Parameter(torch.tensor(float(scale)), requires_grad=scale != 0)
@@ -116,13 +125,15 @@ class SongNetwork(nn.Module):
         highest = h.masked_fill(~inside, -1.0).amax(dim=1)  # a GRU's states are above -1
         correction = self.output(self.dropout(torch.cat([mean, highest], dim=1)))
         linear = average @ self.weight + self.bias
+        if self.share > 0:
+            linear = linear + self.share * log_mean_probability(frames, inside, count)
         return torch.as_tensor(self.scale * linear + correction)
 
 
 class GRUAggregator(NetworkAggregator):
-    """Correct the mean log-odds by what a GRU hears in the order of the frames.
+    """Correct averaging by what a GRU hears in the order of the frames.
 
-    The score of a song is ``scale * mean log-odds + correction``. The correction's last layer
+    The score of a song is ``scale * average + correction``. The correction's last layer
     starts at zero and epoch 0 counts in early stopping, so where order says nothing the method
     stays with averaging. One network is trained per grouped fold, stopped on the songs of that
     fold, and their scores are averaged. While training, a song is heard as a random contiguous
@@ -228,9 +239,8 @@ class GRUAggregator(NetworkAggregator):
         check_range("noise", self.noise, 0.0, 100.0)
 
     def _new_network(self, songs: Songs, y: Ints) -> SongNetwork:
-        start, scale = make_calibrated_start(
-            songs, y, len(self.classes_), self._columns_are_classes
-        )
+        start = make_start(songs, y, len(self.classes_), self._columns_are_classes)
+        start, scale = calibrate(start, songs, y)
         if self.base == "none":
             scale = 0.0
         return SongNetwork(start, *center_and_spread(songs), scale, **self._architecture())

@@ -35,6 +35,7 @@ from seqagg.aggregators.base import (
 from seqagg.aggregators.hmm_start import Shape, Whitening, starting_model, whiten_within
 from seqagg.aggregators.start import AverageStart, make_start
 from seqagg.calibration import (
+    AVERAGING_ERRORS,
     about_equal,
     calibrated_losses,
     fit_mixture_weights,
@@ -66,11 +67,11 @@ class HMMAggregator(Aggregator):
 
     One Gaussian HMM is fitted to the songs of each class. By itself, the class with the highest
     likelihood is a poor decision wherever order says little, so by default the scores are
-    ``a * log likelihood per frame + b * mean log-odds + c * log class prior``, the three weights
-    fitted on songs that the HMMs had not seen. Where songs have several labels each, what counts of
-    a class's log likelihood is its lead on a background model of all songs [2]_, and the prior is
-    in log-odds. What is left to "auto" is chosen on those songs
-    as well.
+    ``a * log likelihood per frame + b * average + c * log class prior``, the three weights fitted
+    on songs that the HMMs had not seen, and no more than averaging unless they clearly beat it.
+    Where songs have several labels each, what counts of a class's log likelihood is its lead on a
+    background model of all songs [2]_, and the prior is in log-odds. What is left to "auto" is
+    chosen on held-out songs as well.
 
     Parameters
     ----------
@@ -285,7 +286,8 @@ class HMMAggregator(Aggregator):
     ) -> tuple[int, list[float]]:
         """Simplest shape about as good as the best on held-out songs; sets the weights of its mix.
 
-        "About" is a standard error of the paired difference. Averaging is simpler still.
+        "About" is a standard error of the paired difference. Averaging is simpler still, and must
+        be beaten by `AVERAGING_ERRORS`.
         """
         # Without songs to hold out there is nothing to say for the likelihoods.
         averaging = np.array([0.0, 1.0, 0.0])
@@ -302,7 +304,8 @@ class HMMAggregator(Aggregator):
         means = [float(loss.mean()) for loss in losses]
         lowest = losses[int(np.argmin(means))]
         best = next(i for i, loss in enumerate(losses) if about_equal(loss, lowest, groups))
-        if not about_equal(calibrated_losses(averages, y), losses[best], groups):
+        averaged = calibrated_losses(averages, y)
+        if not about_equal(averaged, losses[best], groups, AVERAGING_ERRORS):
             self.weights_ = weights[best]
         return best, means
 
@@ -367,8 +370,8 @@ class HMMAggregator(Aggregator):
         a, b, c = self.weights_
         if self.decision == "hybrid":
             lines.append(
-                f"score = {a:.3g} log likelihood per frame + {b:.3g} mean log-odds "
-                f"+ {c:.3g} log prior"
+                f"score = {a:.3g} log likelihood per frame + {b:.3g} average "
+                f"+ {c:.3g} log prior; {self._start}"
             )
         names = [str(label) for label in self.classes_[self._class_order]]
         for k, label in enumerate([*names, "background"] if self.multilabel_ else names):
@@ -391,6 +394,7 @@ class HMMAggregator(Aggregator):
             "basis": self._whitening.basis,
             "start_weight": self._start.weight,
             "start_bias": self._start.bias,
+            "start_share": np.array(self._start.share),
             "shape": text_array(dataclasses.astuple(self.shape_)),
             "report": text_array(self.fit_report_),
         }
@@ -411,13 +415,16 @@ class HMMAggregator(Aggregator):
             "basis": (n_columns, n_columns),
             "start_weight": (n_columns, n_classes),
             "start_bias": (n_classes,),
+            "start_share": (),
         }
         for name, shape in shapes.items():
             if name not in arrays or arrays[name].shape != shape:
                 raise ModelFileError(f"array {name} is missing or not of shape {shape}")
         self.weights_ = arrays["weights"]
         self._whitening = Whitening(arrays["center"], arrays["basis"])
-        self._start = AverageStart(arrays["start_weight"], arrays["start_bias"])
+        self._start = AverageStart(
+            arrays["start_weight"], arrays["start_bias"], float(arrays["start_share"])
+        )
         self._models = {
             k: _read_model(arrays, k, n_columns)
             for k in range(n_classes + self.multilabel_)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from seqagg.aggregators.base import Array, Floats, Ints, OnEmpty
 from seqagg.aggregators.network import Dropout, NetworkAggregator, check_count, check_range
-from seqagg.aggregators.start import AverageStart, center_and_spread, make_calibrated_start
+from seqagg.aggregators.start import AverageStart, calibrate, center_and_spread, make_linear_start
 from seqagg.errors import ModelFileError, ParameterError, SongError
 from seqagg.songs import Songs, as_songs
 
@@ -310,9 +310,9 @@ class MILAggregator(NetworkAggregator):
         if self.network is not None:
             shape = getattr(self, "_feature_shape", (songs.n_columns,))
             return self._pooled(copy.deepcopy(self.network), 1.0, shape)
-        start, scale = make_calibrated_start(
-            songs, y, len(self.classes_), self._columns_are_classes
-        )
+        # Frames are scored before they are pooled, so the start must be linear in them.
+        start = make_linear_start(songs, y, len(self.classes_), self._columns_are_classes)
+        start, scale = calibrate(start, songs, y)
         center, spread = center_and_spread(songs)
         frame = FrameNetwork(start, center, spread, self.hidden_size, self.dropout)
         return self._pooled(frame, scale, (songs.n_columns,))

@@ -20,6 +20,7 @@ from joblib import Parallel, delayed
 from torch import Tensor, nn
 
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, from_text_array, text_array
+from seqagg.aggregators.start import LEAST_PROBABILITY
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import Fold, grouped_folds
 from seqagg.progress import steps
@@ -66,6 +67,21 @@ class Batches:
             chosen = order[begin : begin + batch_size]
             index = songs[chosen]
             yield (chosen, *self.padded(self.first[index], self.lengths[index]))
+
+
+def log_mean_probability(frames: Tensor, inside: Tensor, count: Tensor) -> Tensor:
+    """Logarithm of each column's mean probability, shape (n_songs, n_columns).
+
+    Parameters
+    ----------
+    frames : Tensor of shape (n_songs, longest, n_columns)
+        Log-odds.
+    inside : Tensor of bool, shape (n_songs, longest, 1)
+    count : Tensor of shape (n_songs, 1)
+        Frames of each song.
+    """
+    mean = (torch.sigmoid(frames) * inside).sum(dim=1) / count
+    return mean.clamp(min=LEAST_PROBABILITY).log()
 
 
 def network_scores(network: nn.Module, batches: Batches, songs: Ints, n_classes: int) -> Floats:

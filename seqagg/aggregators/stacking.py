@@ -26,6 +26,7 @@ from seqagg.aggregators.base import (
 )
 from seqagg.aggregators.start import AverageStart, fit_logistic, make_start, mixed_classes
 from seqagg.calibration import (
+    AVERAGING_ERRORS,
     about_equal,
     calibrated_losses,
     fit_mixture_weights,
@@ -133,7 +134,7 @@ class StackingAggregator(Aggregator):
     """Give a scikit-learn classifier a summary of each song, and listen to averaging too.
 
     The summary keeps order: moments and extremes of each column, the parts of the song, which
-    column follows which. The score is ``a * log P(class | summary) + b * mean log-odds``, the
+    column follows which. The score is ``a * log P(class | summary) + b * average``, the
     weights fitted on songs held out. For songs with several labels each there is a classifier per
     class, and its log-odds take the place of the log probability.
 
@@ -210,21 +211,21 @@ class StackingAggregator(Aggregator):
         a, b = self.weights_
         self.fit_report_ = (
             f"{features.shape[1]} features, ridge {ridges[best]:g}; score = {a:.3g} "
-            f"{'log-odds' if self.multilabel_ else 'log P'} + {b:.3g} mean log-odds"
+            f"{'log-odds' if self.multilabel_ else 'log P'} + {b:.3g} average"
         )
         return a * stacked[best] + b * averages if folds else None
 
     def _choose(self, stacked: Floats, averages: Floats, y: Ints, groups: Ints) -> int:
         """Ridge with the lowest loss on held-out songs; sets the weights of its mix.
 
-        Averaging is kept unless the mix is better by more than a standard error.
+        Averaging is kept unless the mix is better by more than `AVERAGING_ERRORS`.
         """
         averaging = np.array([0.0, 1.0])
         mixes = [np.stack([s, averages]) for s in stacked]
         fits = [fit_mixture_weights(mix, y, around=averaging) for mix in mixes]
         best = int(np.argmin([loss for _, loss in fits]))
         mixed = calibrated_losses(np.tensordot(fits[best][0], mixes[best], axes=1), y)
-        kept = about_equal(calibrated_losses(averages, y), mixed, groups)
+        kept = about_equal(calibrated_losses(averages, y), mixed, groups, AVERAGING_ERRORS)
         self.weights_ = averaging if kept else fits[best][0]
         return best
 
@@ -267,6 +268,7 @@ class StackingAggregator(Aggregator):
             "bias": self._model.bias,
             "start_weight": self._start.weight,
             "start_bias": self._start.bias,
+            "start_share": np.array(self._start.share),
             "report": text_array(self.fit_report_),
         }
 
@@ -279,11 +281,14 @@ class StackingAggregator(Aggregator):
             "bias": (n_classes,),
             "start_weight": (n_columns, n_classes),
             "start_bias": (n_classes,),
+            "start_share": (),
         }
         found = {name: array.shape for name, array in arrays.items() if name != "report"}
         if found != shapes:
             raise ModelFileError("the arrays of the stack are not those that its columns need")
         self.weights_ = arrays["weights"]
         self._model = _Linear(arrays["weight"], arrays["bias"])
-        self._start = AverageStart(arrays["start_weight"], arrays["start_bias"])
+        self._start = AverageStart(
+            arrays["start_weight"], arrays["start_bias"], float(arrays["start_share"])
+        )
         self.fit_report_ = str(from_text_array(arrays["report"]))

@@ -1,0 +1,87 @@
+"""Where learnt methods start: the mix of the two averages."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from seqagg import Songs
+from seqagg.aggregators.start import AverageStart, make_start, mix_averages
+from tests import reference, reference_models
+from tests.conftest import frames_of, integer_labels, order_free_songs
+
+Floats = npt.NDArray[np.float64]
+
+
+def songs_with_outliers(n: int, seed: int) -> tuple[Songs, npt.NDArray[np.int64]]:
+    """One frame of each song is sure of a class at random, the other nine lean to the right one."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 3
+    frames = rng.normal(size=(n, 10, 3))
+    frames[np.arange(n), :, y] += 1.5
+    frames[np.arange(n), 0, rng.integers(0, 3, n)] = 60.0
+    return Songs(frames.reshape(-1, 3), np.arange(n + 1) * 10), y
+
+
+def loss(scores: Floats, y: npt.NDArray[np.int64]) -> float:
+    """Loss at the best temperature of a fine grid, by the loop over songs."""
+    return min(
+        reference_models.loss_of_mix([beta], [scores.tolist()], y.tolist())
+        for beta in np.geomspace(0.01, 10, 200)
+    )
+
+
+def test_scores_are_the_mix_by_loops() -> None:
+    songs = order_free_songs(9)
+    start = AverageStart(0.7 * np.eye(3), np.zeros(3), share=0.3)
+    expected = [reference.mixed_average(array.tolist(), 0.3) for array in frames_of(songs)]
+    assert_allclose(start.scores(songs), expected, rtol=1e-6)
+
+
+def test_frames_that_are_wrongly_sure_are_outvoted_by_probability() -> None:
+    songs, y = songs_with_outliers(150, 0)
+    start = mix_averages(songs, y)
+    assert start.share > 0.9
+    assert_allclose(start.weight + start.share * np.eye(3), np.eye(3), atol=1e-12)
+    unseen, truth = songs_with_outliers(150, 1)
+    alone = AverageStart(np.eye(3), np.zeros(3)).scores(unseen)
+    assert (start.scores(unseen).argmax(axis=1) == truth).mean() > 0.9
+    assert (alone.argmax(axis=1) == truth).mean() < 0.7
+
+
+@pytest.mark.parametrize("outliers", [True, False])
+def test_hardly_worse_than_either_average(outliers: bool) -> None:
+    if outliers:
+        songs, y = songs_with_outliers(150, 0)
+    else:
+        songs = order_free_songs(150, gap=0.7)
+        y = integer_labels(songs)
+    log_odds = AverageStart(np.eye(3), np.zeros(3)).scores(songs)
+    probability = AverageStart(np.zeros((3, 3)), np.zeros(3), share=1.0).scores(songs)
+    mixed = loss(mix_averages(songs, y).scores(songs), y)
+    assert mixed <= min(loss(log_odds, y), loss(probability, y)) + 0.5  # of all songs together
+
+
+def test_averages_that_mislead_altogether_stay_as_they_are() -> None:
+    songs, y = songs_with_outliers(60, 0)
+    wrong = songs._with(values=-songs.values)
+    start = mix_averages(wrong, y)
+    assert_array_equal(start.weight, np.eye(3))
+    assert start.share == 0
+
+
+@pytest.mark.parametrize("columns_are_classes", [True, False])
+def test_where_there_is_but_one_average(columns_are_classes: bool) -> None:
+    """Several labels per song, or columns that are no classes."""
+    songs = order_free_songs(48, multilabel=columns_are_classes)
+    start = make_start(songs, integer_labels(songs), 3, columns_are_classes)
+    assert start.share == 0
+    assert str(start) == "the average is of log-odds"
+
+
+def test_the_mix_is_said_in_words() -> None:
+    assert str(AverageStart(0.75 * np.eye(2), np.zeros(2), 0.25)) == (
+        "the average is 0.75 mean log-odds + 0.25 log mean probability"
+    )
