@@ -119,12 +119,14 @@ class Expectations:
         )
 
 
-def density_weights(model: GaussianParameters, center: Floats) -> Floats:
+def density_weights(model: GaussianParameters, center: Floats) -> tuple[Floats, float]:
     """What the monomials of centred frames weigh in the log density of each state.
 
     Returns
     -------
-    ndarray of shape (n_states, n_monomials)
+    weights : ndarray of shape (n_states, n_monomials)
+    farthest : float
+        Largest squared distance of a state from the center, in its own standard deviations.
     """
     means = model.means - center
     n = means.shape[1]
@@ -139,8 +141,9 @@ def density_weights(model: GaussianParameters, center: Floats) -> Floats:
         first, second = np.triu_indices(n)
         square = -np.where(first == second, 0.5, 1.0) * precision[:, first, second]
         log_determinant = -2 * np.log(np.diagonal(inverse_root, axis1=1, axis2=2)).sum(axis=1)
-    constant = -0.5 * (n * _LOG_2PI + log_determinant + (means * linear).sum(axis=1))
-    return np.hstack([constant[:, None], linear, square])
+    distance = (means * linear).sum(axis=1)
+    constant = -0.5 * (n * _LOG_2PI + log_determinant + distance)
+    return np.hstack([constant[:, None], linear, square]), float(distance.max())
 
 
 def log_density(frames: Floats, means: Floats, covars: Floats) -> Floats:
@@ -193,11 +196,11 @@ def log_likelihoods(
     -------
     ndarray of float64, shape (n_songs, n_models)
     """
-    if np.dtype(dtype) == np.float32 and _farthest(models) > _PRECISION[np.dtype(dtype)].far:
-        dtype = np.float64
+    rows = _Rows.of(models, np.dtype(dtype))
+    if rows.cancel:
+        rows = _Rows.of(models, _DOUBLE)
     out = np.empty((len(offsets) - 1, len(models)))
     lost = np.zeros(out.shape, dtype=bool)
-    rows = _Rows.of(models, np.dtype(dtype))
     packs = pack_songs(offsets, _SCORED_SONGS)
 
     def score(mine: list[Pack]) -> None:
@@ -246,7 +249,7 @@ class _Rows:
     startprob: Floats  # (n_rows,)
     transmat: Floats  # (n_rows, most states of a model)
     watched: npt.NDArray[np.bool_]  # (n_models,) whether a state's share must not underflow
-    exact: bool  # whether monomials would lose digits
+    cancel: bool  # whether the monomials would, and take too many digits with them
     memory: _Memory
 
     @property
@@ -270,23 +273,23 @@ class _Rows:
         first = np.concatenate([[0], np.cumsum(n_states)])
         for begin, model in zip(first, models, strict=False):
             transmat[begin : begin + model.n_states, : model.n_states] = model.transmat
-        weights = np.concatenate([density_weights(model, center) for model in models])
+        weights, farthest = zip(*(density_weights(model, center) for model in models), strict=True)
         return cls(
             models=models,
             dtype=dtype,
             center=center,
-            weights=weights.astype(dtype),
+            weights=np.concatenate(weights).astype(dtype),
             first=first,
             startprob=np.concatenate([model.startprob for model in models]).astype(dtype),
             transmat=transmat,
             watched=np.array([model.transmat.min() < precision.mixing for model in models]),
-            exact=_farthest(models, center) > precision.far,
+            cancel=max(farthest) > precision.far,
             memory=memory or _Memory(dtype),
         )
 
     def log_density(self, x: Floats) -> Floats:
         """Log density of centred columns, shape (n_features, n_columns), under each row."""
-        if self.exact:
+        if self.cancel:
             frames = x.T + self.center
             found = [log_density(frames, model.means, model.covars).T for model in self.models]
             return np.concatenate(found)
@@ -336,21 +339,6 @@ class _Ahead:
     scales: Floats  # (n_models, n_columns)
     lost: npt.NDArray[np.bool_]  # (n_models, n_songs) songs that scaling lost
     log_likelihood: Floats  # (n_models, n_songs) of the steps of the run
-
-
-def _farthest(models: Sequence[GaussianParameters], center: Floats | None = None) -> float:
-    """Largest squared distance of a state from the center, in its own standard deviations."""
-    if center is None:
-        center = np.concatenate([model.means for model in models]).mean(axis=0)
-    found = 0.0
-    for model in models:
-        off = model.means - center
-        if model.covars.ndim == 2:
-            found = max(found, float((off**2 / model.covars).sum(axis=1).max()))
-        else:
-            solved = np.linalg.solve(model.covars, off[:, :, None])[:, :, 0]
-            found = max(found, float((off * solved).sum(axis=1).max()))
-    return found
 
 
 def _score_pack(frames: Floats, pack: Pack, rows: _Rows) -> tuple[Floats, npt.NDArray[np.bool_]]:
