@@ -11,6 +11,7 @@ empty.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -259,6 +260,54 @@ def end_to_end_table(folder: Path) -> list[str]:
     return [*markdown(header, lines), "", f"Means over seeds ({seeds:.0f}); 95 % intervals."]
 
 
+SPEED_ROWS = (
+    ("mean", "", 60000, None, "mean over frames"),
+    ("log-odds", "", 60000, None, "mean log-odds of probabilities"),
+    ("hmm scoring", "diag", 1000, 8, "HMM scores, diagonal covariances"),
+    ("hmm scoring", "full", 1000, 8, "HMM scores, full covariances"),
+    ("hmm EM", "diag", 1000, 8, "HMM fit, EM alone, diagonal"),
+    ("hmm EM", "full", 1000, 8, "HMM fit, EM alone, full"),
+    ("gru training", "both directions", 640, None, "GRU training"),
+    ("gru inference", "both directions", 640, None, "GRU inference"),
+)
+"""Contest, setting, songs, states and words of the rows that the README shows."""
+
+
+def speed_table(folder: Path) -> list[str]:
+    """Some contests by rows: seqagg's time, and the others' in units of it."""
+    path = folder / "speed.parquet"
+    if not path.exists():
+        return []
+    table = pq.read_table(path)
+    found: dict[tuple[Any, ...], dict[str, Metrics]] = {}
+    for row in table.to_pylist():
+        if row["metric"] in ("seconds", "ratio") and row["frames"] != 5 and row["columns"] == 10:
+            key = (row["contest"], row["setting"], row["songs"], row["states"])
+            numbers: Any = found.setdefault(key, {}).setdefault(row["way"], {})
+            numbers[row["metric"]] = row["value"]
+    lines = [
+        [f"{words}, {key[2]:,} songs", f"{1e3 * ways['seqagg']['seconds']:.3g}", _ratios(ways)]
+        for *key, words in SPEED_ROWS
+        if (ways := found.get(tuple(key)))
+    ]
+    about = json.loads(table.schema.metadata[b"seqagg"])["about"]
+    note = (
+        f"{about['machine']['processor']}, one thread, {about['date'][:10]}; `seqagg[speed]` "
+        "brings the others. 3 is three times as long as seqagg."
+    )
+    return [*markdown(["", "seqagg, ms", "the others, in units of it"], lines), "", note]
+
+
+def _ratios(ways: Mapping[str, Metrics]) -> str:
+    left_out = ("seqagg", "seqagg all cores", "seqagg float32 all cores")
+    limits = ("reading the scores", "its matrix products")
+    return ", ".join(
+        f"{way} {numbers['ratio']:.{0 if numbers['ratio'] >= 9.5 else 1}f}"
+        for way, numbers in ways.items()
+        if way not in (*left_out, *limits)
+    )
+
+
 TABLES: dict[str, Callable[[Path], list[str]]] = {
     "embedded": embedded_table,
     "big-table": big_table_table,
@@ -266,6 +315,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "known-limit": known_limit_table,
     "leak": leak_table,
     "end-to-end": end_to_end_table,
+    "speed": speed_table,
 }
 """Name of a table -> its lines, from the folder of results."""
 

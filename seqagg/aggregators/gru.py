@@ -113,17 +113,18 @@ class SongNetwork(nn.Module):
         count = lengths[:, None].to(frames.dtype)
         average = (frames * inside).sum(dim=1) / count  # (n_songs, n_columns)
         x = self.noise(((frames - self.center) / self.spread).clamp(-_CLIP, _CLIP))
-        states = [self.forwards(x)[0]]
+        heard = [(self.forwards, x)]
         if self.backwards is not None:
             # Each song's own frames backwards: a padded bidirectional GRU would start in the
             # padding. Pooling does not ask for the order, so it is not turned round again.
             back = (lengths[:, None] - 1 - steps_).clamp(min=0)  # (n_songs, longest)
-            reverse = x.gather(1, back[:, :, None].expand_as(x))
-            states.append(self.backwards(reverse)[0])
-        h = torch.cat(states, dim=2)  # (n_songs, longest, directions * hidden)
-        mean = (h * inside).sum(dim=1) / count
-        highest = h.masked_fill(~inside, -1.0).amax(dim=1)  # a GRU's states are above -1
-        correction = self.output(self.dropout(torch.cat([mean, highest], dim=1)))
+            heard.append((self.backwards, x.gather(1, back[:, :, None].expand_as(x))))
+        means, highest = [], []
+        for gru, frames_ in heard:  # pooled one by one: to join all states first is to copy them
+            h = gru(frames_)[0]  # (n_songs, longest, hidden)
+            means.append((h * inside).sum(dim=1) / count)
+            highest.append(h.masked_fill(~inside, -1.0).amax(dim=1))  # states are above -1
+        correction = self.output(self.dropout(torch.cat([*means, *highest], dim=1)))
         linear = average @ self.weight + self.bias
         if self.share > 0:
             linear = linear + self.share * log_mean_probability(frames, inside, count)

@@ -27,6 +27,9 @@ from seqagg.progress import steps
 from seqagg.songs import Songs
 from seqagg.threads import check_n_jobs, one_thread_each
 
+_SCORED_SONGS = 128
+"""Songs per batch outside training: the states of more do not stay in the cache."""
+
 
 class Batches:
     """Songs as padded batches of similar length."""
@@ -89,7 +92,7 @@ def network_scores(network: nn.Module, batches: Batches, songs: Ints, n_classes:
     network.eval()
     out = np.empty((len(songs), n_classes))
     with torch.inference_mode():
-        for place, frames, lengths in batches.sorted(songs, 256):
+        for place, frames, lengths in batches.sorted(songs, _SCORED_SONGS):
             out[place] = network(frames, lengths).double().cpu().numpy()
     return out
 

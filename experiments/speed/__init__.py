@@ -1,0 +1,1 @@
+"""How fast is seqagg, beside what people use instead?"""  # noqa: D400

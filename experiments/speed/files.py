@@ -1,0 +1,90 @@
+"""How long does it take to label a file of songs, beside merely reading it?
+
+Contest "files": ``seqagg predict`` with the mean of log-odds, from the command line to the file of
+labels, against a process that reads the same file with pyarrow and does nothing else. Whole
+processes, as a user starts them, with as many threads as each starts by itself; the file has been
+read before, so that it comes from memory. "starting Python" imports what `predict` imports.
+"""  # noqa: D400
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.speed.contest import Array, Contest, Sizes, Way, no_comparison
+from seqagg import MeanLogOdds, Songs, write_cache
+
+SHAPE = (200_000, 30, 10)
+QUICK_SHAPE = (50, 3, 3)
+"""Songs, frames and columns."""
+
+READERS = {
+    "parquet": "import pyarrow.parquet as pq; pq.read_table({!r})",
+    "arrow": "import pyarrow as pa; pa.ipc.open_file(pa.OSFile({!r})).read_all()",
+}
+
+START = "import seqagg.prediction, seqagg.aggregators.averaging, rich.progress"
+
+
+def contests(quick: bool) -> Iterator[Contest]:
+    """One for each kind of file."""
+    songs, frames, columns = QUICK_SHAPE if quick else SHAPE
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cache = make_songs(songs, frames, columns)
+        model = folder / "model.safetensors"
+        MeanLogOdds().fit(cache[: 2 * columns]).save(model)
+        for kind, reader in READERS.items():
+            path = folder / f"songs.{kind}"
+            write_cache(cache, path)
+            out = folder / f"labels.{kind}.parquet"
+            predict = ["-m", "seqagg", "predict", str(model), str(path), "--out", str(out)]
+            ways = [
+                _way("seqagg predict", predict),
+                _way("reading with pyarrow", ["-c", reader.format(str(path))], limit=True),
+                _way("starting Python", ["-c", START], limit=True),
+            ]
+            sizes = Sizes(songs, frames, columns)
+            n_bytes = cache.values.nbytes
+            yield Contest("files", kind, sizes, ways, n_bytes=n_bytes, compare=no_comparison)
+
+
+def make_songs(songs: int, frames: int, columns: int) -> Songs:
+    """Probabilities of songs of equal length."""
+    rng = np.random.default_rng(0)
+    values = rng.random((songs * frames, columns), dtype=np.float32)
+    values /= values.sum(axis=1, keepdims=True)
+    names = [f"class {k}" for k in range(columns)]
+    return Songs(
+        values,
+        np.arange(songs + 1) * frames,
+        columns=names,
+        kind="probability",
+        ids=[f"song-{i:08d}" for i in range(songs)],
+        labels=[names[i % columns] for i in range(songs)],
+    )
+
+
+def _way(name: str, arguments: Sequence[str], limit: bool = False) -> Way:
+    run = process([sys.executable, *arguments])
+    return Way(name, run, limit=limit, answer=_nothing)
+
+
+def process(command: Sequence[str]) -> Callable[[], None]:
+    """Run a command to its end."""
+
+    def run() -> None:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
+
+    return run
+
+
+def _nothing(_: None) -> Array:
+    return np.empty(0)
