@@ -55,7 +55,7 @@ BASELINE = (TWO_STAGES, "logodds")
 CHANNELS = 8
 
 SETTINGS: Mapping[str, Any] = {
-    "epochs": 10,
+    "epochs": 8,
     "n_folds": 1,
     "min_crop": 1.0,
     "batch_size": 16,
