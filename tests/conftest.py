@@ -15,8 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hypothesis import settings
+
 from seqagg import Songs
 from seqagg.logodds import Task
+
+# The first call of a compiled loop takes a second, on a busy machine several.
+settings.register_profile("any time", deadline=None)
+settings.load_profile("any time")
 
 COLUMNS = ("blues", "jazz", "metal")
 
