@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
 from hypothesis import settings
 
 from seqagg import Songs
