@@ -107,11 +107,24 @@ def add_runs(made: argparse.ArgumentParser, default: Sequence[str]) -> None:
     made.add_argument("--again", action="store_true", help="compute what is there already, too")
     made.add_argument(
         "--methods",
-        type=_method_names,
+        type=names_among(METHODS),
         default=list(default),
         metavar="A,B,...",
         help=f"default: {','.join(default)}",
     )
+
+
+def names_among(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """Reader of a command line's ``A,B,...``, each of which must be known."""
+
+    def read(text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",")]
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"no {name}; there are {', '.join(known)}")
+        return names
+
+    return read
 
 
 def folder(options: argparse.Namespace) -> Path:
@@ -193,14 +206,6 @@ def one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
-
-
-def _method_names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in METHODS:
-            raise argparse.ArgumentTypeError(f"no method {name}; there are {', '.join(METHODS)}")
-    return names
 
 
 def _parameters(method: str, quick: bool) -> Mapping[str, Any]:

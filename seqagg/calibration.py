@@ -32,6 +32,9 @@ from scipy.special import expit, log_expit, logit
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+AVERAGING_ERRORS = 2.0
+"""Standard errors by which a mix must beat averaging: who switches should not regret it."""
+
 _RANGE = 10.0
 """The log of the inverse temperature is sought within plus and minus this."""
 
@@ -39,7 +42,7 @@ _RANGE = 10.0
 def log_softmax(log_scores: Floats) -> Floats:
     """Log of the softmax over the columns, shape (n_songs, n_classes).
 
-    Six times as fast as SciPy's for many songs of few classes: it goes down the columns.
+    Two to four times as fast as SciPy's for many songs of few classes: it goes down the columns.
     """
     columns = np.ascontiguousarray(log_scores.T, dtype=np.float64)
     columns = columns - columns.max(axis=0)
@@ -121,10 +124,6 @@ def about_equal(losses: Floats, lower: Floats, groups: Ints, n_errors: float = 1
     """
     gain, error = paired_gain(losses, lower, groups)
     return gain <= n_errors * error
-
-
-AVERAGING_ERRORS = 2.0
-"""Standard errors by which a mix must beat averaging: who switches should not regret it."""
 
 
 def fit_calibration(log_scores: Floats, y: Ints) -> tuple[float, Floats]:

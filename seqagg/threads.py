@@ -12,7 +12,7 @@ import contextlib
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -21,7 +21,6 @@ from threadpoolctl import threadpool_limits
 from seqagg.errors import ParameterError
 
 T = TypeVar("T")
-U = TypeVar("U")
 
 _lock = threading.Lock()
 _inside = 0
@@ -32,26 +31,6 @@ def check_n_jobs(n_jobs: int | None) -> None:
     """Refuse what joblib would not count as a number of threads."""
     if n_jobs is not None and (not isinstance(n_jobs, int) or n_jobs == 0):
         raise ParameterError(f"n_jobs={n_jobs!r} is neither None nor a number but 0")
-
-
-def in_threads(work: Callable[[T], U], items: Sequence[T], n_jobs: int | None) -> list[U]:
-    """Results of work that hardly holds Python's lock, in the order of the items.
-
-    Parameters
-    ----------
-    work : callable
-        Takes an item.
-    items : sequence
-    n_jobs : int or None
-        As joblib counts: None is 1, -1 as many as there are cores.
-    """
-    from joblib import effective_n_jobs
-
-    n = min(effective_n_jobs(n_jobs), len(items))
-    if n <= 1:
-        return [work(item) for item in items]
-    with ThreadPoolExecutor(n) as pool:
-        return list(pool.map(work, items))
 
 
 @contextlib.contextmanager

@@ -538,6 +538,20 @@ class TestSilence:
         assert logging.getLogger("hmmlearn.base").level == level
 
 
+class TestPrecision:
+    @pytest.mark.parametrize("covariance_type", ["diag", "full"])
+    def test_float32_scores_are_right_to_six_digits(self, covariance_type: Any) -> None:
+        songs, queries = order_songs(40), order_songs(20, seed=1)
+        settings = QUICK | {"covariance_type": covariance_type}
+        double = HMMAggregator(**settings).fit(songs)
+        single = HMMAggregator(**settings, dtype="float32", n_jobs=2).fit(songs)
+        expected = double.decision_function(queries)
+        found = single.decision_function(queries)
+        assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        assert not np.array_equal(found, expected)
+        assert single.predict(queries).tolist() == double.predict(queries).tolist()
+
+
 class TestParameters:
     @pytest.mark.parametrize(
         ("name", "value"),

@@ -23,7 +23,6 @@ from seqagg.kernels.hmm import (
     expectations,
     fit_em,
     log_density,
-    log_likelihood,
     log_likelihoods,
     maximize,
     posteriors,
@@ -82,6 +81,10 @@ def hmmlearn_of(model: GaussianParameters, **settings: Any) -> GaussianHMM:
     hmm.startprob_, hmm.transmat_ = model.startprob, model.transmat
     hmm.means_, hmm.covars_ = model.means, model.covars
     return hmm
+
+
+def log_likelihood(frames: Floats, offsets: Ints, model: GaussianParameters) -> Floats:
+    return log_likelihoods(frames, offsets, [model])[:, 0]
 
 
 def songs_of(frames: Floats, offsets: Ints) -> list[Floats]:

@@ -425,19 +425,6 @@ def test_the_file_says_what_made_it(path):
     assert {"python", "seqagg", "numpy"} <= header["versions"].keys()
 
 
-def test_files_from_before_several_labels_are_read(path):
-    """Their headers have no word on it."""
-    songs = make_songs()
-    aggregator = MeanLogOdds().fit(songs)
-    aggregator.save(path)
-    header, arrays = read_model(path)
-    del header["multilabel"]
-    write_model(path, header, arrays)
-    loaded = load(path)
-    assert loaded.multilabel_ is False
-    assert_same_answers(loaded, aggregator, songs)
-
-
 def test_numbers_from_a_grid_search_are_kept(path):
     aggregator = make_aggregator("hmm", **QUICK["hmm"]).set_params(
         n_iter=np.int64(5), tol=np.float64(0.01)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from experiments.runs import first_line, folder, parser
+from experiments.runs import first_line, folder, names_among, parser
 from experiments.speed import peers
 from experiments.speed.contest import Measured, measure
 from experiments.speed.limits import limits, machine
@@ -90,20 +90,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     made = parser(__doc__, NAME)
     made.add_argument(
         "--only",
-        type=_contest_names,
+        type=names_among(CONTESTS),
         default=list(CONTESTS),
         metavar="NAME,...",
         help=f"default: {','.join(CONTESTS)}",
     )
     return made.parse_args(arguments)
-
-
-def _contest_names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in CONTESTS:
-            raise argparse.ArgumentTypeError(f"no {name}; there are {', '.join(CONTESTS)}")
-    return names
 
 
 def _machine_line(about: dict[str, Any]) -> str:

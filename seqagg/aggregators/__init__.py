@@ -176,8 +176,6 @@ def unpack(header: dict[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Ag
     ModelFileError
         When header or arrays say what cannot be.
     """
-    # Files of seqagg 0.1.0 are from before songs could have several labels.
-    header = {"multilabel": False, **header}
     _check_header(header)
     aggregator = _unfitted(header["method"], header["parameters"])
     columns, n_columns = header["columns"], header["n_features_in"]
