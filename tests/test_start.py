@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from seqagg import Songs
 from seqagg.aggregators.start import AverageStart, make_start, mix_averages
+from seqagg.errors import ModelFileError
 from tests import reference, reference_models
 from tests.conftest import frames_of, integer_labels, order_free_songs
 
@@ -79,6 +80,14 @@ def test_where_there_is_but_one_average(columns_are_classes: bool) -> None:
     start = make_start(songs, integer_labels(songs), 3, columns_are_classes)
     assert start.share == 0
     assert str(start) == "the average is of log-odds"
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, np.nan])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    start = AverageStart(np.eye(2), np.zeros(2), 0.25)
+    assert AverageStart.of_state(start.state()).share == 0.25
+    with pytest.raises(ModelFileError, match=f"start_share is {share}"):
+        AverageStart.of_state(start.state() | {"start_share": np.array(share)})
 
 
 def test_the_mix_is_said_in_words() -> None:

@@ -392,9 +392,7 @@ class HMMAggregator(Aggregator):
             "weights": self.weights_,
             "center": self._whitening.center,
             "basis": self._whitening.basis,
-            "start_weight": self._start.weight,
-            "start_bias": self._start.bias,
-            "start_share": np.array(self._start.share),
+            **self._start.state(),
             "shape": text_array(dataclasses.astuple(self.shape_)),
             "report": text_array(self.fit_report_),
         }
@@ -413,18 +411,14 @@ class HMMAggregator(Aggregator):
             "weights": (3,),
             "center": (n_columns,),
             "basis": (n_columns, n_columns),
-            "start_weight": (n_columns, n_classes),
-            "start_bias": (n_classes,),
-            "start_share": (),
+            **AverageStart.shapes(n_columns, n_classes),
         }
         for name, shape in shapes.items():
             if name not in arrays or arrays[name].shape != shape:
                 raise ModelFileError(f"array {name} is missing or not of shape {shape}")
         self.weights_ = arrays["weights"]
         self._whitening = Whitening(arrays["center"], arrays["basis"])
-        self._start = AverageStart(
-            arrays["start_weight"], arrays["start_bias"], float(arrays["start_share"])
-        )
+        self._start = AverageStart.of_state(arrays)
         self._models = {
             k: _read_model(arrays, k, n_columns)
             for k in range(n_classes + self.multilabel_)

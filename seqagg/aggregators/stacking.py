@@ -266,9 +266,7 @@ class StackingAggregator(Aggregator):
             "weights": self.weights_,
             "weight": self._model.weight,
             "bias": self._model.bias,
-            "start_weight": self._start.weight,
-            "start_bias": self._start.bias,
-            "start_share": np.array(self._start.share),
+            **self._start.state(),
             "report": text_array(self.fit_report_),
         }
 
@@ -279,16 +277,12 @@ class StackingAggregator(Aggregator):
             "weights": (2,),
             "weight": (summarize(probe, self.n_parts).shape[1], n_classes),
             "bias": (n_classes,),
-            "start_weight": (n_columns, n_classes),
-            "start_bias": (n_classes,),
-            "start_share": (),
+            **AverageStart.shapes(n_columns, n_classes),
         }
         found = {name: array.shape for name, array in arrays.items() if name != "report"}
         if found != shapes:
             raise ModelFileError("the arrays of the stack are not those that its columns need")
         self.weights_ = arrays["weights"]
         self._model = _Linear(arrays["weight"], arrays["bias"])
-        self._start = AverageStart(
-            arrays["start_weight"], arrays["start_bias"], float(arrays["start_share"])
-        )
+        self._start = AverageStart.of_state(arrays)
         self.fit_report_ = str(from_text_array(arrays["report"]))

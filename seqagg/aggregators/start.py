@@ -12,6 +12,7 @@ class.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from seqagg.calibration import (
     prior_scores,
     smoothed_prior,
 )
+from seqagg.errors import ModelFileError
 from seqagg.kernels.segments import segment_mean, segment_mean_probability
 from seqagg.songs import Songs
 
@@ -51,6 +53,31 @@ class AverageStart:
             f"the average is {1 - self.share:.3g} mean log-odds + {self.share:.3g} log mean "
             "probability"
         )
+
+    def state(self) -> dict[str, Floats]:
+        """Arrays that a model file keeps of it."""
+        return {
+            "start_weight": self.weight,
+            "start_bias": self.bias,
+            "start_share": np.array(self.share),
+        }
+
+    @staticmethod
+    def shapes(n_columns: int, n_classes: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the arrays of `state`."""
+        return {
+            "start_weight": (n_columns, n_classes),
+            "start_bias": (n_classes,),
+            "start_share": (),
+        }
+
+    @classmethod
+    def of_state(cls, arrays: Mapping[str, Floats]) -> AverageStart:
+        """Take back what `state` gave, its shapes checked."""
+        share = float(arrays["start_share"])
+        if not 0 <= share <= 1:
+            raise ModelFileError(f"start_share is {share}")
+        return cls(arrays["start_weight"], arrays["start_bias"], share)
 
     def scores(self, songs: Songs) -> Floats:
         """Scores of each song and class, shape (n_songs, n_classes)."""
