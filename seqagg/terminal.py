@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 _MOST_CLASSES = 30
 """Classes that `inspect` lists for people; JSON has them all."""
 
-_COMPARED = "majority,mean,logodds,hmm,gru"
-"""What `seqagg.benchmark.METHODS` holds, for the help, which must not wait for its import."""
 
 _PIPE_WIDTH = 160
 NAMED = 5

@@ -20,6 +20,9 @@ import seqagg
 from seqagg import cli, terminal
 from seqagg.aggregators import AGGREGATORS
 from seqagg.cache import write_cache
+from seqagg.commands.benchmark import _COMPARED
+from seqagg.commands.fit import _parse
+from seqagg.commands.methods import _summary
 from seqagg.songs import Songs
 
 COLUMNS = ["blues", "jazz", "rock"]
@@ -291,8 +294,8 @@ def test_benchmark_of_methods_that_are_not_there(cache):
 def test_the_help_says_which_methods_are_compared():
     from seqagg.benchmark import METHODS
 
-    assert ",".join(METHODS) == cli._COMPARED
-    assert cli._COMPARED in run("benchmark", "--help")
+    assert ",".join(METHODS) == _COMPARED
+    assert _COMPARED in run("benchmark", "--help")
 
 
 def test_benchmark_with_a_split(cache, tmp_path):
@@ -505,7 +508,7 @@ def test_settings_that_cannot_be(cache, setting, words):
     ],
 )
 def test_values_are_json_where_they_can_be_and_text_elsewhere(text, wanted, value):
-    found = cli._parse("key", text, wanted)
+    found = _parse("key", text, wanted)
     assert found == value
     assert type(found) is type(value)
 
@@ -753,7 +756,7 @@ def test_methods_json():
 
 def test_the_summary_out_of_the_source_is_that_of_the_class():
     for row in run_json("methods"):
-        assert cli._summary(AGGREGATORS[row["method"]]) == row["summary"]
+        assert _summary(AGGREGATORS[row["method"]]) == row["summary"]
         assert row["summary"].endswith(".")
 
 

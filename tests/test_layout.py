@@ -48,6 +48,13 @@ FLOW = [
     "results",
     "benchmark",
     "terminal",
+    "commands",
+    "commands.options",
+    "commands.inspect",
+    "commands.benchmark",
+    "commands.fit",
+    "commands.predict",
+    "commands.methods",
     "cli",
     "__main__",
 ]

@@ -1,0 +1,1 @@
+"""The commands, one file each; `seqagg.cli` puts them together."""

@@ -1,0 +1,126 @@
+"""Compare methods with averaging."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from seqagg.commands.options import json_option, seed_option
+from seqagg.terminal import print_json, provenance, show_benchmark, warn
+
+if TYPE_CHECKING:
+    from seqagg.results import BenchmarkResult
+    from seqagg.songs import Songs
+
+_COMPARED = "majority,mean,logodds,hmm,gru"
+"""`benchmark.METHODS`, which would take a second to import for a line of help."""
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  seqagg benchmark
+  seqagg benchmark songs.parquet --methods mean,logodds,hmm,gru --out results
+  seqagg benchmark songs.parquet --cv 10 --seed 1 --json
+"""
+)
+@click.argument("cache", type=click.Path(path_type=Path), required=False)
+@click.option("--methods", metavar="A,B,...", help=f"Methods to compare.  [default: {_COMPARED}]")
+@click.option(
+    "--cv",
+    type=click.IntRange(min=2),
+    metavar="K",
+    help="Cross-validate in K folds by group, even where the cache has a split.",
+)
+@seed_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for results.parquet and predictions.parquet.",
+)
+@json_option
+def benchmark(
+    cache: Path | None,
+    methods: str | None,
+    cv: int | None,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare methods on labelled songs, paired with plain averaging.
+
+    Without CACHE, on the songs that come with seqagg. Where the cache has a split, methods learn
+    from its train songs and are scored on its test songs; else they are cross-validated by group.
+    """
+    from seqagg.benchmark import METHODS
+    from seqagg.benchmark import benchmark as run
+    from seqagg.inspection import inspect as look
+
+    chosen = [m.strip() for m in methods.split(",")] if methods else METHODS
+    name, songs, checksum = _songs_to_compare(cache)
+    with _fits_shown() as progress:
+        result = run(
+            songs, chosen, cv=cv, seed=seed, name=name, checksum=checksum, progress=progress
+        )
+    if out is not None:
+        result.write(out)
+    warnings = look(songs).warnings
+    if as_json:
+        print_json(_benchmark_json(result, warnings, out))
+    else:
+        warn(warnings)
+        show_benchmark(songs, result, out)
+
+
+def _songs_to_compare(cache: Path | None) -> tuple[str, Songs, str | None]:
+    """Name, songs and sha256 of the cache; None stands for the embedded one."""
+    from hashlib import file_digest
+    from importlib.resources import as_file, files
+
+    from seqagg.cache import read_cache
+
+    if cache is None:
+        with as_file(files("seqagg") / "data" / "tunes.parquet") as path:
+            return _songs_to_compare(path)
+    songs = read_cache(cache)
+    if not cache.is_file():  # a folder of caches: the benchmark hashes the songs
+        return cache.resolve().name, songs, None
+    with cache.open("rb") as file:
+        return cache.resolve().stem, songs, file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _fits_shown() -> Iterator[Callable[[int, int, str], None]]:
+    """Draw one bar over all fits, on a terminal."""
+    from seqagg.progress import shown, steps
+
+    with shown(), ExitStack() as stack:
+        advance: list[Callable[[str], None]] = []
+
+        def report(done: int, total: int, text: str) -> None:
+            if not advance:
+                advance.append(stack.enter_context(steps("benchmark", total)))
+            if done:
+                advance[0](text)
+
+        yield report
+
+
+def _benchmark_json(
+    result: BenchmarkResult, warnings: Sequence[str], out: Path | None
+) -> dict[str, Any]:
+    return {
+        "provenance": provenance(result),
+        "methods": result.summary(),
+        "comparisons": [dataclasses.asdict(row) for row in result.comparisons],
+        "classes": result.classes,
+        "left_out": dict(result.left_out),
+        "notes": result.notes,
+        "warnings": warnings,
+        "out": None if out is None else str(out),
+    }
