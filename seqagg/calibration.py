@@ -105,9 +105,9 @@ def calibrated_losses(log_scores: Floats, y: Ints) -> Floats:
 
 def paired_gain(before: Floats, after: Floats, groups: Ints) -> tuple[float, float]:
     """Mean of the losses `before` less those `after`, and its standard error over groups."""
-    gain = before - after
-    if not np.isfinite(gain).all():
+    if not (np.isfinite(before).all() and np.isfinite(after).all()):
         return -np.inf, 0.0
+    gain = before - after
     surplus = np.bincount(groups, gain - gain.mean())
     return float(gain.mean()), float(np.sqrt((surplus**2).sum()) / len(gain))
 

@@ -42,9 +42,9 @@ class AutoAggregator(Aggregator):
 
     All candidates are fitted to the training songs, and each gives log probabilities (or, with
     several labels per song, log-odds) of those songs by models that had not seen them. The blend
-    is their weighted sum, the weights fitted on these. It is used only where it beats the better
-    average by more than `n_errors` standard errors of the difference per group of songs; otherwise
-    that average is kept.
+    is their weighted sum, the weights fitted on these. It is used only where it beats averaging, the
+    blend of the two averages alone, by more than `n_errors` standard errors of the difference per
+    group of songs; otherwise averaging is kept.
 
     Parameters
     ----------
@@ -145,31 +145,42 @@ class AutoAggregator(Aggregator):
         y: Ints,
         groups: Ints,
     ) -> dict[str, float]:
-        """Weights of the better average alone, or of the blend if that is clearly better."""
+        """Weights of the averages alone, or of the blend of all if that is clearly better."""
         lines = [f"{name}: held-out loss {losses[name].mean():.4f} nats per song" for name in names]
         baselines = [name for name in _BASELINES if name in names]
-        around = np.array([float(name in baselines) for name in names])
+        better = min(baselines, key=lambda name: losses[name].mean(), default=None)
+        weights, loss = self._try_blend(names, held_out, better, y, groups)
+        lines.append(_describe("blend", weights, loss))
         if baselines:
-            average = min(baselines, key=lambda name: losses[name].mean())
-            around = np.array([float(name == average) for name in names])
-        parts = np.stack([held_out[name] for name in names])
-        found, _ = fit_mixture_weights(parts, y, around, calibrated=True)
-        weights = dict(zip(names, found.tolist(), strict=True))
-        weights = {n: w for n, w in weights.items() if w >= _LEAST_WEIGHT} or {names[-1]: 1.0}
-        loss = self._blend_losses(parts, y, groups, around)
-        mix = " + ".join(f"{w:.2f} {n}" for n, w in weights.items())
-        lines.append(f"blend: held-out loss {loss.mean():.4f} nats per song, {mix}")
-        if baselines:
-            gain, error = paired_gain(losses[average], loss, groups)
-            kept = not gain > self.n_errors * error
+            averages, averaged = self._try_blend(baselines, held_out, better, y, groups)
+            lines.append(_describe("averaging", averages, averaged))
+            gain, error = paired_gain(averaged, loss, groups)
+            # A blend of averages alone differs from averaging by rounding.
+            kept = set(weights) <= set(baselines) or not gain > self.n_errors * error
             lines.append(
-                f"the blend gains {gain:.4f} nats on {average}, with a standard error of "
-                f"{error:.4f}: " + (f"{average} is kept" if kept else "it is used")
+                f"the blend gains {gain:.4f} nats on averaging, with a standard error of "
+                f"{error:.4f}: " + ("averaging is kept" if kept else "it is used")
             )
             if kept:
-                weights = {average: 1.0}
+                weights = averages
         self.fit_report_ = "\n".join(lines)
         return weights
+
+    def _try_blend(
+        self,
+        names: list[str],
+        held_out: Mapping[str, Floats],
+        better: str | None,
+        y: Ints,
+        groups: Ints,
+    ) -> tuple[dict[str, float], Floats]:
+        """Weights of some candidates, and the loss of their blend on each song."""
+        parts = np.stack([held_out[name] for name in names])
+        around = np.array([float(name == better) for name in names])
+        found, _ = fit_mixture_weights(parts, y, around, calibrated=True)
+        weights = dict(zip(names, found.tolist(), strict=True))
+        weights = {n: w for n, w in weights.items() if w >= _LEAST_WEIGHT}
+        return weights or {better or names[-1]: 1.0}, self._blend_losses(parts, y, groups, around)
 
     def _blend_losses(self, parts: Floats, y: Ints, groups: Ints, around: Floats) -> Floats:
         """Loss of the blend on each song, by weights that were fitted to other songs."""
@@ -224,3 +235,8 @@ class AutoAggregator(Aggregator):
                 raise ModelFileError(f"candidate {name} has another number of labels per song")
             self.weights_[name] = float(arrays[f"{name}/weight"])
         self.fit_report_ = str(from_text_array(arrays["report"]))
+
+
+def _describe(what: str, weights: Mapping[str, float], losses: Floats) -> str:
+    mix = " + ".join(f"{weight:.2f} {name}" for name, weight in weights.items())
+    return f"{what}: held-out loss {losses.mean():.4f} nats per song, {mix}"
