@@ -113,7 +113,7 @@ class TestChoice:
         songs = order_songs(45)
         careful = auto("stack", n_errors=1e6).fit(songs)
         assert set(careful.weights_) <= {"mean", "logodds"}
-        careless = auto("stack", n_errors=-1e6).fit(songs_without_order(48, 0))
+        careless = auto("stack", n_errors=-1e6).fit(songs_without_order(48, 4))
         assert careless.fit_report_.endswith("it is used")
 
     def test_every_method_and_its_loss_are_in_the_report(self) -> None:
