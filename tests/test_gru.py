@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -74,6 +75,7 @@ def new_network(
             bidirectional=bidirectional,
             dropout=0.3,
             noise=0.7,
+            shift=0.3,
         ).eval()
         if trained:
             nn.init.normal_(network.output.weight)
@@ -205,12 +207,13 @@ class TestAgainstPyTorch:
 
 
 class TestNoise:
-    @pytest.mark.parametrize("part", ["dropout", "noise"])
+    @pytest.mark.parametrize("part", ["dropout", "noise", "shift"])
     def test_only_while_training(self, part: str) -> None:
         network, songs = new_network(), random_songs()
-        # The other of the two would hide it.
+        # The others would hide it.
         network.dropout.share = 0.5 if part == "dropout" else 0.0
         network.noise.deviation = 0.5 if part == "noise" else 0.0
+        network.shift.deviation = 0.5 if part == "shift" else 0.0
         assert torch.equal(scores(network, songs), scores(network, songs))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -221,7 +224,7 @@ class TestNoise:
     def test_dropout_keeps_the_expected_score(self) -> None:
         network, song = new_network(), random_songs()[0]
         expected = scores(network, [song])
-        network.noise.deviation = 0.0
+        network.noise.deviation = network.shift.deviation = 0.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             many = scores(network.train(), [song] * 20_000)
@@ -234,6 +237,23 @@ class TestNoise:
             noise = network.train().noise(torch.ones(20_000)) - 1
         assert float(noise.std()) == pytest.approx(0.7, rel=0.03)
         assert float(noise.mean()) == pytest.approx(0, abs=0.03)
+
+    def test_a_shift_moves_all_frames_of_a_song_alike(self) -> None:
+        network = new_network().train()
+        network.noise.deviation = 0.0
+        heard: list[Tensor] = []
+        network.forwards.register_forward_pre_hook(lambda _, args: heard.append(args[0]))
+        frames = torch.randn(2000, 4, 3, generator=torch.Generator().manual_seed(0))
+        lengths = torch.full((2000,), 4)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network(frames, lengths)
+            network.shift.deviation = 0.0
+            network(frames, lengths)
+        moved = (heard[0] - heard[1]).detach()  # (n_songs, n_frames, n_columns)
+        assert_allclose(moved, moved[:, :1].expand_as(moved), atol=1e-6)
+        assert float(moved[:, 0].std()) == pytest.approx(0.3, rel=0.05)
+        assert_allclose(np.corrcoef(moved[:, 0].T), np.eye(3), rtol=0, atol=0.1)
 
 
 class TestPadding:
@@ -488,6 +508,29 @@ class TestLearning:
         assert losses[1] < 1.15 * math.log(3)
 
 
+class TestPasses:
+    """As many as 600 steps need, from 30 to 120."""
+
+    @pytest.mark.parametrize(
+        ("n", "batch_size", "expected"), [(30, 1, 30), (13, 1, 60), (13, 64, 120)]
+    )
+    def test_the_fewer_steps_the_more_passes(self, n: int, batch_size: int, expected: int) -> None:
+        songs = order_songs(n)  # of 13, 3 are held out
+        model = GRUAggregator(
+            hidden_size=1, n_folds=1, patience=1000, batch_size=batch_size, bidirectional=False
+        ).fit(songs)
+        assert len(model.history_[0]) == 1 + expected
+
+    def test_patience_ends_halfway(self) -> None:
+        """Steps too small to gain anything."""
+        model = GRUAggregator(
+            hidden_size=1, n_folds=1, batch_size=64, learning_rate=1e-8, bidirectional=False
+        ).fit(order_songs(13))
+        (history,) = model.history_
+        best = min(range(len(history)), key=lambda i: history[i]["held_out"])
+        assert len(history) == 1 + best + 60
+
+
 class TestHistory:
     def test_complete(self) -> None:
         model = GRUAggregator(epochs=5, patience=9, hidden_size=8, n_folds=3).fit(order_songs(30))
@@ -538,7 +581,13 @@ class TestHistory:
         ).fit(copies)
         (history,) = model.history_
         scores_ = model.decision_function(songs).tolist()
-        loss = reference_models.loss_of_mix([1.0], [scores_], [0, 1, 2]) / 3
+
+        def loss_at(log_beta: float) -> float:
+            return reference_models.loss_of_mix([math.exp(log_beta)], [scores_], [0, 1, 2])
+
+        # By the temperature that suits the held-out songs, as they will be in the end.
+        best = minimize_scalar(lambda t: loss_at(t) + t**2 / 2, bounds=(-9, 9), method="bounded")
+        loss = loss_at(best.x) / 3
         assert loss == pytest.approx(min(row["held_out"] for row in history), abs=1e-4)
 
     @pytest.mark.parametrize("why", ["one group", "one song"])

@@ -42,9 +42,9 @@ class AutoAggregator(Aggregator):
 
     All candidates are fitted to the training songs, and each gives log probabilities (or, with
     several labels per song, log-odds) of those songs by models that had not seen them. The blend
-    is their weighted sum, the weights fitted on these. It is used only where it beats averaging, the
-    blend of the two averages alone, by more than `n_errors` standard errors of the difference per
-    group of songs; otherwise averaging is kept.
+    is their weighted sum, the weights fitted on these. It is used only where it beats averaging,
+    the blend of the two averages alone, by more than `n_errors` standard errors of the difference
+    per group of songs; otherwise averaging is kept.
 
     Parameters
     ----------

@@ -49,6 +49,7 @@ class SongNetwork(nn.Module):
     bidirectional : bool
     dropout : float
     noise : float
+    shift : float
     """
 
     center: Tensor
@@ -69,6 +70,7 @@ class SongNetwork(nn.Module):
         bidirectional: bool,
         dropout: float,
         noise: float = 0.0,
+        shift: float = 0.0,
     ) -> None:
         super().__init__()
         n_columns, n_classes = start.weight.shape
@@ -82,6 +84,7 @@ class SongNetwork(nn.Module):
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
         self.scale = nn.Parameter(torch.tensor(float(scale)), requires_grad=scale != 0)
         self.noise = Noise(noise)
+        self.shift = Noise(shift)
         inner = dropout if n_layers > 1 else 0.0
 
         def gru() -> nn.GRU:
@@ -112,7 +115,8 @@ class SongNetwork(nn.Module):
         inside = (steps_ < lengths[:, None])[:, :, None]  # (n_songs, longest, 1)
         count = lengths[:, None].to(frames.dtype)
         average = (frames * inside).sum(dim=1) / count  # (n_songs, n_columns)
-        x = self.noise(((frames - self.center) / self.spread).clamp(-_CLIP, _CLIP))
+        x = ((frames - self.center) / self.spread).clamp(-_CLIP, _CLIP)
+        x = self.noise(x + self.shift(torch.zeros_like(x[:, :1])))
         heard = [(self.forwards, x)]
         if self.backwards is not None:
             # Each song's own frames backwards: a padded bidirectional GRU would start in the
@@ -154,12 +158,17 @@ class GRUAggregator(NetworkAggregator):
         Share of pooled states left out while training.
     noise : float
         Deviation of the noise added to the standardized log-odds while training.
+    shift : float
+        Deviation of what is added to each standardized column of a song, all frames alike, while
+        training: the frames of a speaker, room or artist never heard are off by as much.
     min_crop : float
         Shortest crop, as a share of the song; 1 trains on whole songs.
-    epochs : int
-        Most passes over the training songs.
-    patience : int
-        Passes without a gain on the held-out songs before training stops.
+    epochs : int or "auto"
+        Most passes over the training songs. "auto" is 30, and up to 120 where songs are so few
+        that they make less than 600 steps.
+    patience : int or "auto"
+        Passes without a gain on the held-out songs, calibrated, before training stops. "auto" is
+        half of all.
     batch_size : int
         Songs per step, of similar length.
     learning_rate : float
@@ -198,9 +207,10 @@ class GRUAggregator(NetworkAggregator):
         bidirectional: bool = True,
         dropout: float = 0.4,
         noise: float = 0.5,
+        shift: float = 0.5,
         min_crop: float = 0.6,
-        epochs: int = 30,
-        patience: int = 15,
+        epochs: int | Literal["auto"] = "auto",
+        patience: int | Literal["auto"] = "auto",
         batch_size: int = 64,
         learning_rate: float = 5e-3,
         weight_decay: float = 1e-2,
@@ -217,6 +227,7 @@ class GRUAggregator(NetworkAggregator):
         self.bidirectional = bidirectional
         self.dropout = dropout
         self.noise = noise
+        self.shift = shift
         self.min_crop = min_crop
         self.epochs = epochs
         self.patience = patience
@@ -238,6 +249,7 @@ class GRUAggregator(NetworkAggregator):
         check_count("n_layers", self.n_layers)
         check_range("dropout", self.dropout, 0.0, 0.95)
         check_range("noise", self.noise, 0.0, 100.0)
+        check_range("shift", self.shift, 0.0, 100.0)
 
     def _new_network(self, songs: Songs, y: Ints) -> SongNetwork:
         start = make_start(songs, y, len(self.classes_), self._columns_are_classes)
@@ -258,5 +270,5 @@ class GRUAggregator(NetworkAggregator):
         return self.n_layers == 1 or self.dropout == 0
 
     def _architecture(self) -> dict[str, Any]:
-        names = ("hidden_size", "n_layers", "bidirectional", "dropout", "noise")
+        names = ("hidden_size", "n_layers", "bidirectional", "dropout", "noise", "shift")
         return {name: getattr(self, name) for name in names}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,11 +21,17 @@ from torch import Tensor, nn
 
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, from_text_array, text_array
 from seqagg.aggregators.start import LEAST_PROBABILITY
+from seqagg.calibration import calibrated_losses
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import Fold, grouped_folds
 from seqagg.progress import steps
 from seqagg.songs import Songs
 from seqagg.threads import check_n_jobs, one_thread_each
+
+_EPOCHS = 30
+_FEWEST_STEPS = 600
+_MOST_EPOCHS = 120
+"""Where `epochs` is "auto": passes, and more for songs too few to make as many steps."""
 
 _SCORED_SONGS = 128
 """Songs per batch outside training: the states of more do not stay in the cache."""
@@ -171,8 +177,8 @@ class NetworkAggregator(Aggregator):
     fit_report_: str
 
     min_crop: float
-    epochs: int
-    patience: int
+    epochs: int | Literal["auto"]
+    patience: int | Literal["auto"]
     batch_size: int
     learning_rate: float
     weight_decay: float
@@ -193,7 +199,8 @@ class NetworkAggregator(Aggregator):
     def _check_parameters(self) -> None:
         super()._check_parameters()
         for name in ("epochs", "patience", "batch_size", "n_folds"):
-            check_count(name, getattr(self, name))
+            if name not in ("epochs", "patience") or getattr(self, name) != "auto":
+                check_count(name, getattr(self, name))
         check_n_jobs(self.n_jobs)
         check_range("min_crop", self.min_crop, 0.01, 1.0)
         check_range("learning_rate", self.learning_rate, 1e-8, 10.0)
@@ -209,7 +216,7 @@ class NetworkAggregator(Aggregator):
         folds = grouped_folds(y, groups, self.n_folds if self.n_folds > 1 else 5, self.random_state)
         folds = folds[: self.n_folds] or [(np.arange(len(y)), np.arange(0))]
         title = type(self).__name__.removesuffix("Aggregator")
-        with steps(title, len(folds) * self.epochs) as step:
+        with steps(title, sum(self._n_epochs(len(learn)) for learn, _ in folds)) as step:
             # One after the other: all chance of a new network is PyTorch's global one.
             networks = [self._seeded_network(songs, y, fold, i) for i, fold in enumerate(folds)]
             alone = not self._has_own_chance()
@@ -260,6 +267,8 @@ class NetworkAggregator(Aggregator):
     ) -> list[dict[str, float]]:
         """Train in place; leave the network as it was in its best epoch."""
         learn, held = fold
+        n_epochs = self._n_epochs(len(learn))
+        patience = n_epochs // 2 if self.patience == "auto" else self.patience
         rng = np.random.default_rng([self.random_state, number, 1])
         set_generator(network, torch.Generator(batches.device).manual_seed(self._seed(number)))
         target = as_target(y).to(batches.device)
@@ -269,12 +278,12 @@ class NetworkAggregator(Aggregator):
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             self.learning_rate,
-            total_steps=self.epochs * max(1, math.ceil(len(learn) / self.batch_size)) + 1,
+            total_steps=n_epochs * self._n_batches(len(learn)) + 1,
         )
         loss_before = self._loss(network, batches, held, y)
         history = [{"epoch": 0, "crops": math.nan, "held_out": loss_before}]
         best, best_epoch = _copy_of(network), 0
-        for epoch in range(1, self.epochs + 1):
+        for epoch in range(1, n_epochs + 1):
             network.train()
             total = 0.0
             for index, frames, lengths in batches.shuffled(
@@ -293,7 +302,7 @@ class NetworkAggregator(Aggregator):
             # Without songs to hold out, the last epoch is as good as any.
             if math.isnan(held_out) or held_out < history[best_epoch]["held_out"]:
                 best, best_epoch = _copy_of(network), epoch
-            if epoch - best_epoch >= self.patience:
+            if epoch - best_epoch >= patience:
                 break
         network.load_state_dict(best)
         network.eval()
@@ -303,8 +312,21 @@ class NetworkAggregator(Aggregator):
     def _loss(self, network: nn.Module, batches: Batches, songs: Ints, y: Ints) -> float:
         if len(songs) == 0:
             return math.nan
-        scores = torch.as_tensor(self._network_scores(network, batches, songs))
-        return float(song_loss(scores, as_target(y[songs])))
+        # Calibrated, as scores will be in the end: songs of a group that the network has never
+        # heard make it too sure of itself long before it stops telling them better apart.
+        return float(
+            calibrated_losses(self._network_scores(network, batches, songs), y[songs]).mean()
+        )
+
+    def _n_batches(self, n_songs: int) -> int:
+        return max(1, math.ceil(n_songs / self.batch_size))
+
+    def _n_epochs(self, n_songs: int) -> int:
+        """Passes over so many songs."""
+        if self.epochs != "auto":
+            return self.epochs
+        enough = math.ceil(_FEWEST_STEPS / self._n_batches(n_songs))
+        return min(max(_EPOCHS, enough), _MOST_EPOCHS)
 
     def _network_scores(self, network: nn.Module, batches: Batches, songs: Ints) -> Floats:
         return network_scores(network, batches, songs, len(self.classes_))
