@@ -507,6 +507,14 @@ class TestLearning:
         assert losses[0] > 1.3 * math.log(3)
         assert losses[1] < 1.15 * math.log(3)
 
+    @pytest.mark.parametrize(("groups", "expected"), [(None, 0.0), (list("aabbccddee"), 0.5)])
+    def test_songs_in_groups_are_shifted(self, groups: Any, expected: float) -> None:
+        songs = order_songs(10)
+        model = GRUAggregator(**QUICK).fit(songs, groups=groups)
+        assert [network.shift.deviation for network in model.networks_] == [expected] * 2
+        model = GRUAggregator(**QUICK, shift=0.1).fit(songs, groups=groups)
+        assert model.networks_[0].shift.deviation == 0.1
+
 
 class TestPasses:
     """As many as 600 steps need, from 30 to 120."""

@@ -31,6 +31,10 @@ _CLIP = 8.0
 """Standardized log-odds beyond this say no more than this."""
 
 
+_SHIFT = 0.5
+"""Where `shift` is "auto" and songs come in groups."""
+
+
 class SongNetwork(nn.Module):
     """Class scores of songs: ``scale * average + correction``.
 
@@ -158,9 +162,10 @@ class GRUAggregator(NetworkAggregator):
         Share of pooled states left out while training.
     noise : float
         Deviation of the noise added to the standardized log-odds while training.
-    shift : float
+    shift : float or "auto"
         Deviation of what is added to each standardized column of a song, all frames alike, while
-        training: the frames of a speaker, room or artist never heard are off by as much.
+        training: the frames of a speaker, room or artist never heard are off by as much. "auto"
+        is 0.5 where songs come in groups, and so new songs from new groups, else 0.
     min_crop : float
         Shortest crop, as a share of the song; 1 trains on whole songs.
     epochs : int or "auto"
@@ -207,7 +212,7 @@ class GRUAggregator(NetworkAggregator):
         bidirectional: bool = True,
         dropout: float = 0.4,
         noise: float = 0.5,
-        shift: float = 0.5,
+        shift: float | Literal["auto"] = "auto",
         min_crop: float = 0.6,
         epochs: int | Literal["auto"] = "auto",
         patience: int | Literal["auto"] = "auto",
@@ -249,14 +254,21 @@ class GRUAggregator(NetworkAggregator):
         check_count("n_layers", self.n_layers)
         check_range("dropout", self.dropout, 0.0, 0.95)
         check_range("noise", self.noise, 0.0, 100.0)
-        check_range("shift", self.shift, 0.0, 100.0)
+        if self.shift != "auto":
+            check_range("shift", self.shift, 0.0, 100.0)
+
+    def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
+        grouped = len(np.unique(groups)) < len(songs)
+        self._shift = (_SHIFT if grouped else 0.0) if self.shift == "auto" else self.shift
+        return super()._fit(songs, y, groups)
 
     def _new_network(self, songs: Songs, y: Ints) -> SongNetwork:
         start = make_start(songs, y, len(self.classes_), self._columns_are_classes)
         start, scale = calibrate(start, songs, y)
         if self.base == "none":
             scale = 0.0
-        return SongNetwork(start, *center_and_spread(songs), scale, **self._architecture())
+        standard = center_and_spread(songs)
+        return SongNetwork(start, *standard, scale, **self._architecture(), shift=self._shift)
 
     def _blank_network(self) -> SongNetwork:
         n_columns, n_classes = self.n_features_in_, len(self.classes_)
@@ -270,5 +282,5 @@ class GRUAggregator(NetworkAggregator):
         return self.n_layers == 1 or self.dropout == 0
 
     def _architecture(self) -> dict[str, Any]:
-        names = ("hidden_size", "n_layers", "bidirectional", "dropout", "noise", "shift")
+        names = ("hidden_size", "n_layers", "bidirectional", "dropout", "noise")
         return {name: getattr(self, name) for name in names}
