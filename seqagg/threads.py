@@ -9,6 +9,7 @@ threads of its own.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 from collections import deque
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from seqagg.errors import ParameterError
 
@@ -59,6 +60,15 @@ def _next(source: Iterator[Any], end: object) -> Any:
     return next(source, end)
 
 
+@functools.lru_cache(maxsize=1)
+def _pools(n_modules: int) -> ThreadpoolController:
+    """Libraries with threads of their own: to look for them takes 10 ms, to limit them 0.04.
+
+    They come with modules, so they are looked for again when there are more of these.
+    """
+    return ThreadpoolController()
+
+
 @contextlib.contextmanager
 def one_thread_each() -> Iterator[None]:
     """Keep BLAS, OpenMP and PyTorch to one thread per caller within the block.
@@ -67,7 +77,7 @@ def one_thread_each() -> Iterator[None]:
     """
     global _inside, _before
     torch = sys.modules.get("torch")  # whoever has not imported it does not use it
-    with threadpool_limits(1):
+    with _pools(len(sys.modules)).limit(limits=1):
         with _lock:
             if torch and _inside == 0:
                 _before = torch.get_num_threads()
