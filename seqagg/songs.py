@@ -414,7 +414,8 @@ def _int32(fold: npt.ArrayLike) -> npt.NDArray[np.int32]:
 
 
 def _common_width(frames: Sequence[Array]) -> int:
-    widths = [a.shape[1] for a in frames if a.ndim == 2 and a.size]
+    matrices = [a for a in frames if a.ndim == 2 and a.shape[1]]
+    widths = [a.shape[1] for a in matrices if len(a)] or [a.shape[1] for a in matrices]
     if not widths:
         bad = next((a for a in frames if a.size), None)
         shape = "no frame" if bad is None else f"frames of shape {bad.shape}"
