@@ -26,7 +26,8 @@ from threadpoolctl import threadpool_limits
 from seqagg import Songs, write_cache
 from seqagg.aggregators import AGGREGATORS, make_aggregator
 from seqagg.aggregators.base import Aggregator
-from seqagg.errors import SongError
+from seqagg.errors import ParameterError, SongError
+from seqagg.logodds import to_probability
 from tests.conftest import (
     COLUMNS,
     assert_same_songs,
@@ -44,6 +45,13 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "auto": {"methods": ("hmm", "stack"), "parameters": {"hmm": {"n_states": 3}}},
 }
 """What makes a slow method fast enough here, and still better than chance where order matters."""
+
+STREAMING: dict[str, dict[str, Any]] = {
+    "gru": {"bidirectional": False},
+    "stack": {"n_parts": 1},
+    "auto": {"parameters": {"hmm": {"n_states": 3}, "stack": {"n_parts": 1}}},
+}
+"""What methods need that by their defaults must know a song's end before they answer."""
 
 ACCEPTED_FAILURES: dict[tuple[str, str], str] = {}
 """(test, method) -> why the method need not obey."""
@@ -122,6 +130,13 @@ def fitted_to_order(case: Case) -> Aggregator:
 @functools.cache
 def fitted_to_frames(case: Case) -> Aggregator:
     return make(case).fit(case.order_free_songs(45, gap=case.gap))
+
+
+@functools.cache
+def fitted_to_stream(case: Case) -> Aggregator:
+    if case.name not in STREAMING:
+        return fitted(case)
+    return make(case, **STREAMING[case.name]).fit(case.training)
 
 
 def learns(model: Aggregator) -> bool:
@@ -555,6 +570,132 @@ class TestLaw9Files:
             assert loaded["predictions"].tolist() == model.predict(case.queries).tolist()
             assert loaded["classes"].tolist() == model.classes_.tolist()
             assert str(loaded["parameters"]) == str(model.get_params())
+
+
+class TestLaw10Streams:
+    def test_the_answer_after_every_frame_is_that_of_a_batch(self, case: Case) -> None:
+        model = fitted_to_stream(case)
+        queries = frames_of(case.queries)[:: 4 if case.name == "auto" else 1]
+        stream = model.stream()
+        for array in queries:
+            stream.reset()
+            prefixes = [array[: n + 1] for n in range(len(array))]
+            heard = np.stack([stream.update(frame) for frame in array])
+            self.assert_same(heard, model.predict_proba(prefixes), model)
+
+    def test_side_by_side_in_pieces_of_any_size(self, case: Case) -> None:
+        """Some songs pause; the frames of a few are told apart from those of the others."""
+        model = fitted_to_stream(case)
+        rng = np.random.default_rng(0)
+        queries = frames_of(with_missing_frames(case.queries))
+        streams = model.stream(len(queries))
+        heard = np.zeros(len(queries), dtype=int)
+        while (heard < [len(array) for array in queries]).any():
+            which = rng.permutation(len(queries))[: rng.integers(1, len(queries) + 1)]
+            pieces = rng.integers(0, 4, len(which))
+            frames = [
+                queries[i][heard[i] : heard[i] + n] for i, n in zip(which, pieces, strict=True)
+            ]
+            heard[which] += [len(piece) for piece in frames]
+            found = streams.update(frames, which)
+            begun = [i for i in which if not np.isnan(queries[i][: heard[i]]).any(axis=1).all()]
+            expected = np.tile(model.class_prior_, (len(queries), 1))
+            if begun:
+                expected[begun] = model.predict_proba([queries[i][: heard[i]] for i in begun])
+            self.assert_same(found, expected[which], model)
+        self.assert_same(streams.predict_proba(), model.predict_proba(queries), model)
+
+    @pytest.mark.parametrize("kind", ["probability", "logit"])
+    def test_scores_of_any_kind(self, case: Case, kind: Any) -> None:
+        model = fitted_to_stream(case)
+        values = case.queries.values
+        if kind == "probability":
+            values = to_probability(values)
+        songs = case.queries.replace(values=values, kind=kind)
+        frames = Songs(values, np.arange(len(values) + 1), kind=kind, columns=songs.columns)
+        frames = frames.replace(task=songs.task)
+        stream = model.stream()
+        for first, end in zip(songs.offsets[:3], songs.offsets[1:], strict=False):
+            stream.reset()
+            for i in range(first, end):
+                found = stream.update(frames[[i]])
+        self.assert_same(found, model.predict_proba(songs[[2]])[0], model)
+
+    def test_saved_midway_and_taken_up_in_a_fresh_process(
+        self, case: Case, fresh_streams: tuple[Path, str]
+    ) -> None:
+        folder, complaints = fresh_streams
+        assert (folder / f"{case}.npz").exists(), complaints
+        streams = fitted_to_stream(case).stream(len(case.queries))
+        streams.update(first_frames(case.queries))
+        expected = streams.update(other_frames(case.queries))
+        with np.load(folder / f"{case}.npz") as found:
+            assert found["proba"].tobytes() == expected.tobytes()
+
+    def test_what_is_remembered_does_not_grow(self, case: Case) -> None:
+        stream = fitted_to_stream(case).stream()
+        sizes = []
+        for n in (1, 10, 500):
+            stream.update(np.random.default_rng(0).normal(size=(n, 3)))
+            sizes.append({name: array.nbytes for name, array in stream.state().items()})
+        assert stream.n_frames == [511]
+        assert sizes[0] == sizes[1] == sizes[2]
+        assert sum(sizes[0].values()) < 10_000
+
+    @pytest.mark.parametrize("name", STREAMING)
+    def test_what_cannot_stream_says_which_option_can(self, name: str) -> None:
+        option = {"gru": "bidirectional=False"}.get(name, "n_parts=1")
+        with pytest.raises(ParameterError, match=f"{option} can$"):
+            fitted(Case(name, multilabel=False)).stream()
+
+    @staticmethod
+    def assert_same(one: Any, other: Any, model: Aggregator) -> None:
+        """But for the rounding of sums in another order, or of float32."""
+        tolerance = 1e-5 if learns(model) else 1e-12
+        assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+def first_frames(songs: Songs) -> list[npt.NDArray[np.float32]]:
+    return [array[:3] for array in songs]
+
+
+def other_frames(songs: Songs) -> list[npt.NDArray[np.float32]]:
+    return [array[3:] for array in songs]
+
+
+FRESH_STREAMS = """
+import sys
+import traceback
+import numpy as np
+import seqagg
+folder, *names = sys.argv[1:]
+for name in names:
+    songs = seqagg.read_cache(f"{folder}/queries{'-multilabel' * ('-' in name)}.arrow")
+    try:
+        streams = seqagg.load(f"{folder}/{name}.safetensors").stream(len(songs))
+        with np.load(f"{folder}/{name}.state.npz") as state:
+            streams.restore(state)
+        np.savez(f"{folder}/{name}.npz", proba=streams.update([a[3:] for a in songs]))
+    except Exception:
+        traceback.print_exc()
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh_streams(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Folder where another process went on with the streams of all methods, and complaints."""
+    folder = tmp_path_factory.mktemp("streams")
+    write_cache(QUERIES, folder / "queries.arrow")
+    write_cache(MULTILABEL_QUERIES, folder / "queries-multilabel.arrow")
+    for case in CASES:
+        model = fitted_to_stream(case)
+        model.save(folder / f"{case}.safetensors")
+        streams = model.stream(len(case.queries))
+        streams.update(first_frames(case.queries))
+        np.savez(folder / f"{case}.state.npz", **streams.state())
+    command = [sys.executable, "-c", FRESH_STREAMS, folder, *map(str, CASES)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return folder, done.stderr
 
 
 class TestLaw11Attributes:

@@ -28,6 +28,7 @@ from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import grouped_folds
 from seqagg.progress import steps
 from seqagg.songs import Songs
+from seqagg.streaming import Memory
 
 _BASELINES = ("mean", "logodds")
 
@@ -35,6 +36,9 @@ _WEIGHT_FOLDS = 5
 
 _LEAST_WEIGHT = 0.01
 """A method that weighs less in the blend is left out of it."""
+
+_UNKNOWN = -25.0
+"""Log probability of a class none of whose songs has a frame."""
 
 
 class AutoAggregator(Aggregator):
@@ -133,7 +137,7 @@ class AutoAggregator(Aggregator):
 
     def _spread(self, fitted: Aggregator, normalized: Floats) -> Floats:
         """Columns for all classes, from those that the method knows, in canonical order."""
-        out = np.full((len(normalized), len(self.classes_)), -np.log(len(normalized) + 1.0) - 20.0)
+        out = np.full((len(normalized), len(self.classes_)), _UNKNOWN)
         out[:, fitted.classes_[fitted._class_order]] = normalized
         return out
 
@@ -197,12 +201,17 @@ class AutoAggregator(Aggregator):
     def _log_scores(self, songs: Songs) -> Floats:
         known = self._named(songs)
         return self._blend(
-            {name: self._normalized(fitted, known) for name, fitted in self.candidates_.items()}
+            {
+                name: self._normalized(fitted, fitted._log_scores(fitted._canonical(known)))
+                for name, fitted in self.candidates_.items()
+            }
         )
 
-    def _normalized(self, fitted: Aggregator, known: Songs) -> Floats:
-        log_p = normalize(fitted._scores(known), self.multilabel_)
-        return self._spread(fitted, log_p[:, fitted._class_order])
+    def _normalized(self, fitted: Aggregator, log_scores: Floats) -> Floats:
+        return self._spread(fitted, normalize(fitted._calibrated(log_scores), self.multilabel_))
+
+    def _memory(self, n: int) -> Memory:
+        return _Listening(self, n)
 
     def _state(self) -> dict[str, Array]:
         from seqagg.aggregators import pack
@@ -240,3 +249,38 @@ class AutoAggregator(Aggregator):
 def _describe(what: str, weights: Mapping[str, float], losses: Floats) -> str:
     mix = " + ".join(f"{weight:.2f} {name}" for name, weight in weights.items())
     return f"{what}: held-out loss {losses.mean():.4f} nats per song, {mix}"
+
+
+class _Listening(Memory):
+    """What the candidates remember."""
+
+    def __init__(self, method: AutoAggregator, n: int) -> None:
+        super().__init__(n, {})
+        self._method = method
+        self._inner: dict[str, Memory] = {}
+        for name, fitted in method.candidates_.items():
+            try:
+                self._inner[name] = fitted._memory(n)
+            except ParameterError as error:
+                raise ParameterError(f"{name}, which is in the blend: {error.message}") from None
+            # The same arrays under longer names, not copies.
+            self.arrays |= {f"{name}/{k}": a for k, a in self._inner[name].arrays.items()}
+
+    def forget(self, which: Ints) -> None:
+        super().forget(which)
+        for memory in self._inner.values():
+            memory.forget(which)
+
+    def _hear(self, songs: Songs, which: Ints) -> None:
+        known = self._method._named(songs)
+        for name, memory in self._inner.items():
+            memory.hear(self._method.candidates_[name]._canonical(known), which)
+
+    def log_scores(self, which: Ints) -> Floats:
+        method = self._method
+        return method._blend(
+            {
+                name: method._normalized(method.candidates_[name], memory.log_scores(which))
+                for name, memory in self._inner.items()
+            }
+        )

@@ -9,68 +9,68 @@ is averaged by itself and compared with no other.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import numpy as np
 from scipy.special import expit, log_expit
 
-from seqagg.aggregators.base import Aggregator, Floats, OnEmpty
-from seqagg.kernels.segments import (
-    segment_mean,
-    segment_mean_log_odds,
-    segment_mean_probability,
-    segment_sum,
-    segment_votes,
-)
-from seqagg.logodds import PROBABILITY_MARGIN
+from seqagg.aggregators.base import Aggregator, Floats, Ints, OnEmpty
+from seqagg.averages import Averages, RunningAverages, WholeSongs
 from seqagg.songs import Songs
+from seqagg.streaming import Memory
 
 
 class _Average(Aggregator):
-    """Rules without a parameter to learn: a column's frames are averaged, the highest wins."""
+    """Rules without a parameter to learn: a column's frames are averaged, the highest wins.
+
+    A subclass has `_number`, its own number, and `_rule`, its log scores, both of averages with
+    columns in the canonical order; the averages that these ask for stand in `_needed`.
+    """
 
     ignores_order: ClassVar[bool] = True
     needs_class_columns: ClassVar[bool] = True
 
+    _needed: ClassVar[tuple[str, ...]]
+
     def __init__(self, *, on_empty: OnEmpty = "error") -> None:
         self.on_empty = on_empty
+
+    @abstractmethod
+    def _number(self, averages: Averages) -> Floats:
+        """The rule's own number, shape (n_songs, n_classes)."""
+
+    @abstractmethod
+    def _rule(self, averages: Averages) -> Floats:
+        """Log scores, shape (n_songs, n_classes)."""
 
     def _converted(self, songs: Songs) -> Songs:
         # Probabilities stay: their sums need no log, and one log does for the odds of many frames.
         return songs if songs.kind == "probability" else songs.log_odds()
 
     def _canonical(self, songs: Songs) -> Songs:
-        # It is cheaper to put the averages in order than all frames.
+        # It is the averages that are put in order.
         return songs
 
-    def _mean_log_odds(self, songs: Songs) -> Floats:
-        """Shape (n_songs, n_columns) as what follows, columns in the canonical order."""
-        mean = segment_mean_log_odds if songs.kind == "probability" else segment_mean
-        return mean(songs.values, songs.offsets)[:, self._column_order]
+    def _decision(self, songs: Songs) -> Floats:
+        return self._number(WholeSongs(songs, self._column_order))
 
-    def _mean_probability(self, songs: Songs) -> Floats:
-        if songs.kind == "probability":
-            clipped = np.clip(songs.values, PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN)
-            mean = segment_mean(clipped, songs.offsets)
-        else:
-            mean = segment_mean_probability(songs.values, songs.offsets)
-        return mean[:, self._column_order]
+    def _log_scores(self, songs: Songs) -> Floats:
+        return self._rule(WholeSongs(songs, self._column_order))
 
-    def _mean_improbability(self, songs: Songs) -> Floats:
-        """Mean of 1 - p, with all its digits."""
-        if songs.kind == "probability":
-            return 1 - self._mean_probability(songs)
-        return self._mean_probability(songs._with(values=-songs.values))
+    def _memory(self, n: int) -> Memory:
+        return _Listening(self, n)
 
-    def _votes(self, songs: Songs) -> Floats:
-        """Frames whose highest column it is."""
-        return segment_votes(songs.values, songs.offsets)[:, self._column_order]
 
-    def _approvals(self, songs: Songs) -> Floats:
-        """Frames in which its probability is at least 0.5."""
-        even = 0.5 if songs.kind == "probability" else 0.0
-        likely = (songs.values >= even).astype(np.float32)
-        return segment_sum(likely, songs.offsets)[:, self._column_order]
+class _Listening(RunningAverages):
+    """What a rule remembers."""
+
+    def __init__(self, rule: _Average, n: int) -> None:
+        super().__init__(n, rule.n_features_in_, rule._needed, rule._column_order)
+        self._rule = rule
+
+    def log_scores(self, which: Ints) -> Floats:
+        return self._rule._rule(self.averages(which))
 
 
 class MajorityVote(_Average):
@@ -95,23 +95,24 @@ class MajorityVote(_Average):
     array(['reel', 'jig'], dtype='<U4')
     """
 
-    def _decision(self, songs: Songs) -> Floats:
-        if self.multilabel_:
-            return np.asarray(self._approvals(songs) / songs.lengths[:, None])
-        return np.asarray(self._votes(songs) / songs.lengths[:, None])
+    _needed: ClassVar[tuple[str, ...]] = ("votes", "approvals", "probability", "improbability")
 
-    def _log_scores(self, songs: Songs) -> Floats:
+    def _number(self, averages: Averages) -> Floats:
+        votes = averages["approvals" if self.multilabel_ else "votes"]
+        return np.asarray(votes / averages.lengths[:, None])
+
+    def _rule(self, averages: Averages) -> Floats:
+        n = averages.lengths[:, None]
+        mean = averages["probability"]
         if self.multilabel_:
-            votes = self._approvals(songs)
-            p, q = self._mean_probability(songs), self._mean_improbability(songs)
-            return _log(votes + p) - _log(songs.lengths[:, None] - votes + q)
-        votes = self._votes(songs)
-        mean = self._mean_probability(songs)
+            votes = averages["approvals"]
+            return _log(votes + mean) - _log(n - votes + averages["improbability"])
+        votes = averages["votes"]
         # The mean is below 1, so with the smallest gap between votes it orders equal votes and
         # never unequal ones. The gap is 1 unless frames were divided.
         gaps = np.diff(np.sort(votes, axis=1), axis=1, append=np.inf)
         gap = np.where(gaps > 1e-9, gaps, 1.0).min(axis=1, keepdims=True).clip(max=1.0)
-        return np.asarray(_log(votes + gap * mean) - np.log(songs.lengths + 1.0)[:, None])
+        return np.asarray(_log(votes + gap * mean) - np.log(n + 1.0))
 
 
 class MeanProbability(_Average):
@@ -136,13 +137,14 @@ class MeanProbability(_Average):
     array(['jig', 'reel'], dtype='<U4')
     """
 
-    def _decision(self, songs: Songs) -> Floats:
-        return self._mean_probability(songs)
+    _needed: ClassVar[tuple[str, ...]] = ("probability", "improbability")
 
-    def _log_scores(self, songs: Songs) -> Floats:
-        if self.multilabel_:
-            return _log(self._mean_probability(songs)) - _log(self._mean_improbability(songs))
-        return _log(self._mean_probability(songs))
+    def _number(self, averages: Averages) -> Floats:
+        return averages["probability"]
+
+    def _rule(self, averages: Averages) -> Floats:
+        log_mean = _log(averages["probability"])
+        return log_mean - _log(averages["improbability"]) if self.multilabel_ else log_mean
 
 
 class MeanLogOdds(_Average):
@@ -169,14 +171,15 @@ class MeanLogOdds(_Average):
     array(['jig', 'reel'], dtype='<U4')
     """
 
-    def _decision(self, songs: Songs) -> Floats:
-        return np.asarray(expit(self._mean_log_odds(songs)))
+    _needed: ClassVar[tuple[str, ...]] = ("log_odds",)
 
-    def _log_scores(self, songs: Songs) -> Floats:
-        if self.multilabel_:
-            return self._mean_log_odds(songs)
+    def _number(self, averages: Averages) -> Floats:
+        return np.asarray(expit(averages["log_odds"]))
+
+    def _rule(self, averages: Averages) -> Floats:
+        mean = averages["log_odds"]
         # The log keeps apart what the logistic function rounds to 1.
-        return np.asarray(log_expit(self._mean_log_odds(songs)))
+        return mean if self.multilabel_ else np.asarray(log_expit(mean))
 
 
 def _log(share: Floats) -> Floats:

@@ -12,6 +12,7 @@ from every method, be it ever so random. Public methods speak in the user's orde
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
@@ -48,6 +49,7 @@ from seqagg.calibration import (
 from seqagg.decision import abstain, best_thresholds, doubt_limit, doubts_of, label_sets
 from seqagg.errors import ParameterError, SongError
 from seqagg.songs import Songs, as_songs
+from seqagg.streaming import Memory, Stream
 from seqagg.threads import one_thread_each
 
 Array = npt.NDArray[Any]
@@ -260,6 +262,44 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             return decision[:, 1] - decision[:, 0]
         return decision
 
+    def stream(self, n: int | None = None) -> Stream:
+        """Listen to songs that are still playing, in constant memory and time per frame.
+
+        Parameters
+        ----------
+        n : int, optional
+            Number of songs that play side by side, answered as one batch; without it, one.
+
+        Returns
+        -------
+        Stream
+            Its ``update(frames)`` gives the probabilities so far, equal to a batch prediction on
+            all frames that were heard.
+
+        Raises
+        ------
+        ParameterError
+            When the method, with the options it has, must know the end of a song; it says which.
+        """
+        check_is_fitted(self)
+        if n is not None and (not isinstance(n, int | np.integer) or n < 1):
+            raise ParameterError(f"n={n!r} is no whole number above 0")
+        prior = prior_scores(self.class_prior_, self.multilabel_)
+        rank = self._rank_of_class()
+
+        def answer(log_scores: Floats) -> Floats:
+            scores = self._calibrated(log_scores)[:, rank]
+            return np.asarray(np.exp(log_probabilities(scores, self.multilabel_)))
+
+        return Stream(
+            self._memory(1 if n is None else int(n)),
+            alone=n is None,
+            prepare=lambda X: self._canonical(self._check_songs(X)),
+            answer=answer,
+            prior=np.exp(log_probabilities(prior[None], self.multilabel_))[0],
+            model=self._fingerprint(),
+        )
+
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Share of songs whose label is predicted; of several labels, all and no others.
 
@@ -346,6 +386,10 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         """The rule's own number, shape (n_songs, n_classes); the log scores by default."""
         return self._log_scores(songs)
 
+    def _memory(self, n: int) -> Memory:
+        """What n streams are remembered by, raising `ParameterError` where nothing constant is."""
+        raise ParameterError(f"{type(self).__name__} cannot stream")
+
     def _state(self) -> dict[str, Array]:
         """Arrays to save beyond what all methods have, by name."""
         return {}
@@ -375,12 +419,22 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def _scores(self, X: Any) -> Floats:
         """Calibrated log scores, classes in the user's order."""
         songs = self._check_songs(X)
-        beta, bias = self.inverse_temperature_, self.biases_
         prior = prior_scores(self.class_prior_, self.multilabel_)
-        if bias is None:
-            return self._over_empty(songs, lambda songs: beta * self._log_scores(songs), prior)
-        own = bias[self._class_order]
-        return self._over_empty(songs, lambda songs: beta * self._log_scores(songs) + own, prior)
+        return self._over_empty(songs, lambda s: self._calibrated(self._log_scores(s)), prior)
+
+    def _calibrated(self, log_scores: Floats) -> Floats:
+        """Log scores as they may be believed, classes in the canonical order as before."""
+        calibrated = self.inverse_temperature_ * log_scores
+        if self.biases_ is None:
+            return calibrated
+        return np.asarray(calibrated + self.biases_[self._class_order])
+
+    def _fingerprint(self) -> npt.NDArray[np.uint8]:
+        """Tell this fitted model from any other, by what was held out when it was fitted."""
+        parts = (self.class_prior_, self.doubts_, self._column_order, self._class_order)
+        content = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+        temperature = np.float64(self.inverse_temperature_).tobytes()
+        return np.frombuffer(hashlib.sha256(content + temperature).digest(), dtype=np.uint8)
 
     def _chosen(self, scores: Floats) -> Ints:
         """What scores decide: a position in `classes_`, or an indicator of several labels."""

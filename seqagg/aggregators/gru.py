@@ -13,23 +13,31 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from seqagg.aggregators.base import Floats, Ints, OnEmpty
+from seqagg.aggregators.base import Array, Floats, Ints, OnEmpty
 from seqagg.aggregators.network import (
     Dropout,
     NetworkAggregator,
     Noise,
     check_count,
     check_range,
-    log_mean_probability,
+    heard,
+    mean_probability,
 )
-from seqagg.aggregators.start import AverageStart, calibrate, center_and_spread, make_start
+from seqagg.aggregators.start import (
+    CLIP,
+    LEAST_PROBABILITY,
+    AverageStart,
+    calibrate,
+    center_and_spread,
+    make_start,
+)
+from seqagg.averages import Averages, RunningAverages
 from seqagg.errors import ParameterError
 from seqagg.songs import Songs
-
-_CLIP = 8.0
-"""Standardized log-odds beyond this say no more than this."""
-
+from seqagg.streaming import Memory
+from seqagg.threads import one_thread_each
 
 _SHIFT = 0.5
 """Where `shift` is "auto" and songs come in groups."""
@@ -119,7 +127,7 @@ class SongNetwork(nn.Module):
         inside = (steps_ < lengths[:, None])[:, :, None]  # (n_songs, longest, 1)
         count = lengths[:, None].to(frames.dtype)
         average = (frames * inside).sum(dim=1) / count  # (n_songs, n_columns)
-        x = ((frames - self.center) / self.spread).clamp(-_CLIP, _CLIP)
+        x = self._standardized(frames)
         x = self.noise(x + self.shift(torch.zeros_like(x[:, :1])))
         heard = [(self.forwards, x)]
         if self.backwards is not None:
@@ -132,11 +140,48 @@ class SongNetwork(nn.Module):
             h = gru(frames_)[0]  # (n_songs, longest, hidden)
             means.append((h * inside).sum(dim=1) / count)
             highest.append(h.masked_fill(~inside, -1.0).amax(dim=1))  # states are above -1
-        correction = self.output(self.dropout(torch.cat([*means, *highest], dim=1)))
+        probability = mean_probability(frames, inside, count) if self.share > 0 else None
+        return self.judge(average, probability, torch.cat([*means, *highest], dim=1))
+
+    def judge(self, average: Tensor, probability: Tensor | None, pooled: Tensor) -> Tensor:
+        """Score songs by what was heard of them.
+
+        Parameters
+        ----------
+        average, probability : Tensor of shape (n_songs, n_columns)
+            Mean log-odds and mean probability; the latter only where its share is above 0.
+        pooled : Tensor of shape (n_songs, 2 * directions * hidden)
+            Mean and maximum of the states of the GRU.
+        """
+        correction = self.output(self.dropout(pooled))
         linear = average @ self.weight + self.bias
-        if self.share > 0:
-            linear = linear + self.share * log_mean_probability(frames, inside, count)
+        if probability is not None:
+            linear = linear + self.share * probability.clamp(min=LEAST_PROBABILITY).log()
         return torch.as_tensor(self.scale * linear + correction)
+
+    def listen(
+        self, frames: Tensor, lengths: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Go on from a state of the GRU, shape (n_layers, n_songs, hidden).
+
+        Returns
+        -------
+        total, highest : Tensor of shape (n_songs, hidden)
+            Sum and maximum of the states that these frames bring.
+        state : Tensor
+            That after the last frame of each song.
+        """
+        x = self._standardized(frames)
+        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        states, state = self.forwards(packed, state)
+        h, _ = pad_packed_sequence(
+            states, batch_first=True
+        )  # (n_songs, longest, hidden), 0 outside
+        outside = torch.arange(h.shape[1], device=h.device) >= lengths[:, None]
+        return h.sum(dim=1), h.masked_fill(outside[:, :, None], -1.0).amax(dim=1), state
+
+    def _standardized(self, frames: Tensor) -> Tensor:
+        return ((frames - self.center) / self.spread).clamp(-CLIP, CLIP)
 
 
 class GRUAggregator(NetworkAggregator):
@@ -277,6 +322,14 @@ class GRUAggregator(NetworkAggregator):
         with torch.random.fork_rng(devices=[]):
             return SongNetwork(start, zeros, zeros, 1.0, **self._architecture())
 
+    def _memory(self, n: int) -> Memory:
+        if self.bidirectional:
+            raise ParameterError(
+                "a GRU that hears songs backwards too must know their end, and cannot stream; "
+                "bidirectional=False can"
+            )
+        return _Listening(self, n)
+
     def _has_own_chance(self) -> bool:
         # Between its layers PyTorch's GRU has a dropout of its own.
         return self.n_layers == 1 or self.dropout == 0
@@ -284,3 +337,54 @@ class GRUAggregator(NetworkAggregator):
     def _architecture(self) -> dict[str, Any]:
         names = ("hidden_size", "n_layers", "bidirectional", "dropout", "noise")
         return {name: getattr(self, name) for name in names}
+
+
+class _Listening(RunningAverages):
+    """What the average and the GRU of each fold remember."""
+
+    def __init__(self, method: GRUAggregator, n: int) -> None:
+        self._networks: list[SongNetwork] = method.networks_
+        self._device = method._device()
+        hidden = np.zeros(method.hidden_size)
+        start: dict[str, Array] = {}
+        for i in range(len(self._networks)):
+            start[f"{i}.state"] = np.zeros((method.n_layers, method.hidden_size), np.float32)
+            start[f"{i}.total"] = hidden
+            start[f"{i}.highest"] = np.full_like(hidden, -1, np.float32)  # states are above -1
+        super().__init__(n, method.n_features_in_, ("log_odds", "probability"), start=start)
+
+    def _hear(self, songs: Songs, which: Ints) -> None:
+        super()._hear(songs, which)
+        with one_thread_each(), torch.inference_mode():
+            for place, frames, lengths in heard(songs, self._device):
+                for i, network in enumerate(self._networks):
+                    self._go_on(i, network, which[place], frames, lengths)
+
+    def _go_on(
+        self, i: int, network: SongNetwork, which: Ints, frames: Tensor, lengths: Tensor
+    ) -> None:
+        state, total, highest = (self.arrays[f"{i}.{x}"] for x in ("state", "total", "highest"))
+        before = torch.as_tensor(state[which], device=self._device).transpose(0, 1).contiguous()
+        more, high, after = network.listen(frames, lengths, before)
+        state[which] = after.transpose(0, 1).cpu().numpy()
+        total[which] += more.cpu().numpy()
+        highest[which] = np.maximum(highest[which], high.cpu().numpy())
+
+    def log_scores(self, which: Ints) -> Floats:
+        averages = self.averages(which)
+        with one_thread_each(), torch.inference_mode():
+            found = [self._judged(i, averages, which) for i in range(len(self._networks))]
+        return np.asarray(np.mean(found, axis=0))
+
+    def _judged(self, i: int, averages: Averages, which: Ints) -> Floats:
+        network = self._networks[i]
+        mean = self.arrays[f"{i}.total"][which] / averages.lengths[:, None]
+        pooled = np.hstack([mean, self.arrays[f"{i}.highest"][which]])
+        probability = self._tensor(averages["probability"]) if network.share > 0 else None
+        scores = network.judge(
+            self._tensor(averages["log_odds"]), probability, self._tensor(pooled)
+        )
+        return np.asarray(scores.double().cpu().numpy())
+
+    def _tensor(self, array: Floats) -> Tensor:
+        return torch.as_tensor(array, dtype=torch.float32, device=self._device)

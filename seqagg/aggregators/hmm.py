@@ -34,6 +34,7 @@ from seqagg.aggregators.base import (
 )
 from seqagg.aggregators.hmm_start import Shape, Whitening, starting_model, whiten_within
 from seqagg.aggregators.start import AverageStart, make_start
+from seqagg.averages import RunningAverages
 from seqagg.calibration import (
     AVERAGING_ERRORS,
     about_equal,
@@ -44,8 +45,10 @@ from seqagg.calibration import (
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import Fold, grouped_folds
 from seqagg.kernels.hmm import GaussianParameters, fit_em, log_likelihoods, with_jacobian
+from seqagg.kernels.hmm_filter import ForwardFilter
 from seqagg.progress import steps
 from seqagg.songs import Songs
+from seqagg.streaming import Memory
 from seqagg.threads import check_n_jobs, one_thread_each
 
 if TYPE_CHECKING:
@@ -318,10 +321,13 @@ class HMMAggregator(Aggregator):
         self, models: Mapping[int, GaussianParameters], frames: Floats, offsets: Ints
     ) -> Floats:
         """Log likelihood per frame, or its lead on the background, shape (n_songs, n_classes)."""
-        n_classes = len(self.classes_)
-        out = np.full((len(offsets) - 1, n_classes + self.multilabel_), np.inf)
         found = log_likelihoods(frames, offsets, [*models.values()], self.dtype, self.n_jobs)
-        out[:, list(models)] = found / np.diff(offsets)[:, None]
+        return self._of_classes(list(models), found / np.diff(offsets)[:, None])
+
+    def _of_classes(self, models: list[int], per_frame: Floats) -> Floats:
+        """What the models say of songs, as what the classes say."""
+        out = np.full((len(per_frame), len(self.classes_) + self.multilabel_), np.inf)
+        out[:, models] = per_frame
         # A class without a model is as likely as the unlikeliest of the others.
         out = np.where(np.isinf(out), out.min(axis=1, keepdims=True), out)
         return np.asarray(out[:, :-1] - out[:, -1:] if self.multilabel_ else out)
@@ -332,6 +338,9 @@ class HMMAggregator(Aggregator):
             return np.asarray(likelihood * lengths[:, None] + prior)
         a, b, c = self.weights_
         return np.asarray(a * likelihood + b * averages + c * prior)
+
+    def _memory(self, n: int) -> Memory:
+        return _Listening(self, n)
 
     def _log_prior(self) -> Floats:
         return prior_scores(self.class_prior_[self._class_order], self.multilabel_)
@@ -439,6 +448,29 @@ class HMMAggregator(Aggregator):
         if set(arrays) != known:
             raise ModelFileError(f"unknown arrays: {', '.join(sorted(set(arrays) - known))}")
         self._set_hmms()
+
+
+class _Listening(RunningAverages):
+    """What the HMMs and the average remember."""
+
+    def __init__(self, method: HMMAggregator, n: int) -> None:
+        self._method = method
+        self._filter = ForwardFilter([*method._models.values()])
+        start = {"ahead": self._filter.start, "log_likelihood": np.zeros(len(method._models))}
+        super().__init__(n, method.n_features_in_, method._start.averages, start=start)
+
+    def _hear(self, songs: Songs, which: Ints) -> None:
+        super()._hear(songs, which)
+        ahead, total = self.arrays["ahead"], self.arrays["log_likelihood"]
+        with one_thread_each():
+            frames = self._method._whitening(songs)
+            self._filter.hear(frames, songs.offsets, which, ahead, total)
+
+    def log_scores(self, which: Ints) -> Floats:
+        method, averages = self._method, self.averages(which)
+        per_frame = self.arrays["log_likelihood"][which] / averages.lengths[:, None]
+        likelihood = method._of_classes(list(method._models), per_frame)
+        return method._mix(method._start.scores_of(averages), likelihood, averages.lengths)
 
 
 _PARTS = ("startprob", "transmat", "means", "covars")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
@@ -19,13 +20,24 @@ import torch
 from torch import Tensor, nn
 
 from seqagg.aggregators.base import Array, Floats, Ints, OnEmpty
-from seqagg.aggregators.network import Dropout, NetworkAggregator, check_count, check_range
-from seqagg.aggregators.start import AverageStart, calibrate, center_and_spread, make_linear_start
+from seqagg.aggregators.network import (
+    Dropout,
+    NetworkAggregator,
+    check_count,
+    check_range,
+    heard,
+)
+from seqagg.aggregators.start import (
+    CLIP,
+    AverageStart,
+    calibrate,
+    center_and_spread,
+    make_linear_start,
+)
 from seqagg.errors import ModelFileError, ParameterError, SongError
 from seqagg.songs import Songs, as_songs
-
-_CLIP = 8.0
-"""Standardized log-odds beyond this say no more than this."""
+from seqagg.streaming import Memory
+from seqagg.threads import one_thread_each
 
 
 class FrameNetwork(nn.Module):
@@ -59,28 +71,94 @@ class FrameNetwork(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Score frames, shape (n_frames, n_classes)."""
-        x = ((frames - self.center) / self.spread).clamp(-_CLIP, _CLIP)
+        x = ((frames - self.center) / self.spread).clamp(-CLIP, CLIP)
         correction = self.output(self.dropout(torch.relu(self.hidden(x))))
         return torch.as_tensor(frames @ self.weight + self.bias + correction)
 
 
-class Average(nn.Module):
+Parts = tuple[Tensor, ...]
+
+
+class Pooling(nn.Module, ABC):
+    """What pools frame scores into song scores, by parts that can be joined.
+
+    `gather` makes of some frames of a song arrays of shape (n_songs, n_classes); those of its
+    other frames can be joined to them, and the `result` is that of all frames together.
+    """
+
+    start: ClassVar[tuple[float, ...]]
+    """The parts of no frame."""
+
+    def forward(self, scores: Tensor, inside: Tensor) -> Tensor:
+        """Pool."""
+        return self.result(self.gather(scores, inside))
+
+    @abstractmethod
+    def gather(self, scores: Tensor, inside: Tensor) -> Parts:
+        """Parts of padded frames."""
+
+    def join(self, one: Parts, other: Parts) -> Parts:
+        """Parts of all frames from those of two pieces; sums, if nothing else is said."""
+        return tuple(a + b for a, b in zip(one, other, strict=True))
+
+    def result(self, parts: Parts) -> Tensor:
+        """Score of songs, shape (n_songs, n_classes); the first part, if nothing else is said."""
+        return parts[0]
+
+
+class Average(Pooling):
     """Mean over frames."""
 
-    def forward(self, scores: Tensor, inside: Tensor) -> Tensor:
-        """Pool."""
-        return torch.as_tensor((scores * inside).sum(dim=1) / inside.sum(dim=1))
+    start: ClassVar[tuple[float, ...]] = (0.0, 0.0)
+
+    def gather(self, scores: Tensor, inside: Tensor) -> Parts:
+        """Sum and number of frames."""
+        total = (scores * inside).sum(dim=1)
+        return total, inside.sum(dim=1).to(scores.dtype).expand_as(total)
+
+    def result(self, parts: Parts) -> Tensor:
+        """Mean."""
+        total, count = parts
+        return total / count
 
 
-class Max(nn.Module):
+class Max(Pooling):
     """Highest frame of each class."""
 
-    def forward(self, scores: Tensor, inside: Tensor) -> Tensor:
-        """Pool."""
-        return scores.masked_fill(~inside, -math.inf).amax(dim=1)
+    start: ClassVar[tuple[float, ...]] = (-math.inf,)
+
+    def gather(self, scores: Tensor, inside: Tensor) -> Parts:
+        """Highest frame."""
+        return (scores.masked_fill(~inside, -math.inf).amax(dim=1),)
+
+    def join(self, one: Parts, other: Parts) -> Parts:
+        """Higher of the two."""
+        return (torch.maximum(one[0], other[0]),)
 
 
-class Attention(nn.Module):
+class _Weighted(Pooling):
+    """Mean over frames by the softmax of an attention."""
+
+    start: ClassVar[tuple[float, ...]] = (0.0, -math.inf)
+
+    @abstractmethod
+    def attention(self, scores: Tensor) -> Tensor:
+        """Log of what each frame weighs, up to a constant."""
+
+    def gather(self, scores: Tensor, inside: Tensor) -> Parts:
+        """Mean, and the log of what all its frames weigh together."""
+        attention = self.attention(scores).masked_fill(~inside, -math.inf)
+        mean = (attention.softmax(dim=1) * scores).sum(dim=1)
+        return mean, attention.detach().logsumexp(dim=1)
+
+    def join(self, one: Parts, other: Parts) -> Parts:
+        """Mean of the two means."""
+        (mean, weight), (mean2, weight2) = one, other
+        total = torch.logaddexp(weight, weight2)
+        return mean * (weight - total).exp() + mean2 * (weight2 - total).exp(), total
+
+
+class Attention(_Weighted):
     """Mean over frames, weighted by a network that hears the frame's scores [1]_.
 
     Starts with equal weights.
@@ -98,14 +176,12 @@ class Attention(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, scores: Tensor, inside: Tensor) -> Tensor:
-        """Pool."""
-        attention = self.output(torch.tanh(self.hidden(scores / 4)))
-        weight = attention.masked_fill(~inside, -math.inf).softmax(dim=1)
-        return torch.as_tensor((weight * scores).sum(dim=1))
+    def attention(self, scores: Tensor) -> Tensor:
+        """Network over the scores of a frame."""
+        return torch.as_tensor(self.output(torch.tanh(self.hidden(scores / 4))))
 
 
-class AutoPool(nn.Module):
+class AutoPool(_Weighted):
     """Mean over frames weighted by the softmax of a learnt multiple of their scores [1]_.
 
     The multiple starts at 0, the mean; towards infinity it becomes the maximum.
@@ -120,13 +196,12 @@ class AutoPool(nn.Module):
         super().__init__()
         self.alpha = nn.Parameter(torch.zeros(n_classes))
 
-    def forward(self, scores: Tensor, inside: Tensor) -> Tensor:
-        """Pool."""
-        weight = (self.alpha * scores).masked_fill(~inside, -math.inf).softmax(dim=1)
-        return torch.as_tensor((weight * scores).sum(dim=1))
+    def attention(self, scores: Tensor) -> Tensor:
+        """Multiple of the scores."""
+        return self.alpha * scores
 
 
-class LinearSoftmax(nn.Module):
+class LinearSoftmax(Pooling):
     """Mean of probabilities weighted by themselves [1]_.
 
     References
@@ -135,16 +210,22 @@ class LinearSoftmax(nn.Module):
        functions for sound event detection with weak labeling", ICASSP 2019, table 1.
     """
 
-    def forward(self, scores: Tensor, inside: Tensor) -> Tensor:
-        """Pool."""
+    start: ClassVar[tuple[float, ...]] = (0.0, 0.0)
+
+    def gather(self, scores: Tensor, inside: Tensor) -> Parts:
+        """Sums of p * p and of p * (1 - p)."""
         # The product of p and 1 - p keeps both ends of the logit apart from 0.
         p, q = torch.sigmoid(scores) * inside, torch.sigmoid(-scores) * inside
-        hit, miss = (p * p).sum(dim=1), (p * q).sum(dim=1)
-        tiny = torch.finfo(scores.dtype).tiny
+        return (p * p).sum(dim=1), (p * q).sum(dim=1)
+
+    def result(self, parts: Parts) -> Tensor:
+        """Log-odds of the weighted mean."""
+        hit, miss = parts
+        tiny = torch.finfo(hit.dtype).tiny
         return hit.clamp(min=tiny).log() - miss.clamp(min=tiny).log()
 
 
-class NoisyOr(nn.Module):
+class NoisyOr(Pooling):
     """Probability that not all frames are without the class, were they independent [1]_.
 
     References
@@ -152,15 +233,19 @@ class NoisyOr(nn.Module):
     .. [1] O. Maron and T. Lozano-Perez, "A framework for multiple-instance learning", NIPS 1997.
     """
 
-    def forward(self, scores: Tensor, inside: Tensor) -> Tensor:
-        """Pool."""
-        # The sum of -log(1 - p), which is what softplus gives.
-        total = (nn.functional.softplus(scores) * inside).sum(dim=1)
-        total = total.clamp(min=torch.finfo(scores.dtype).tiny)
+    start: ClassVar[tuple[float, ...]] = (0.0,)
+
+    def gather(self, scores: Tensor, inside: Tensor) -> Parts:
+        """Sum of -log(1 - p), which is what softplus gives."""
+        return ((nn.functional.softplus(scores) * inside).sum(dim=1),)
+
+    def result(self, parts: Parts) -> Tensor:
+        """Log-odds of 1 less the product of all 1 - p."""
+        total = parts[0].clamp(min=torch.finfo(parts[0].dtype).tiny)
         return torch.as_tensor(total + torch.log(-torch.expm1(-total)))
 
 
-_POOLINGS: dict[str, type[nn.Module]] = {
+_POOLINGS: dict[str, type[Pooling]] = {
     "average": Average,
     "max": Max,
     "attention": Attention,
@@ -174,7 +259,7 @@ class PooledNetwork(nn.Module):
     """A frame network, a pooling, and how far their score is to be believed."""
 
     def __init__(
-        self, frame: nn.Module, pooling: nn.Module, scale: float, feature_shape: tuple[int, ...]
+        self, frame: nn.Module, pooling: Pooling, scale: float, feature_shape: tuple[int, ...]
     ) -> None:
         super().__init__()
         self.frame = frame
@@ -184,13 +269,21 @@ class PooledNetwork(nn.Module):
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """Score padded songs, shape (n_songs, n_classes)."""
+        return self.judge(self.listen(frames, lengths))
+
+    def judge(self, parts: Parts) -> Tensor:
+        """Score songs by what the pooling has gathered."""
+        return torch.as_tensor(self.scale * self.pooling.result(parts))
+
+    def listen(self, frames: Tensor, lengths: Tensor) -> Parts:
+        """Gather what the pooling keeps of padded songs."""
         steps = torch.arange(frames.shape[1], device=frames.device)
         inside = steps < lengths[:, None]  # (n_songs, longest)
         # Padding never enters the frame network: a batch norm would learn from it.
         found = self.frame(frames[inside].reshape(-1, *self.feature_shape))
         scores = found.new_zeros(*inside.shape, found.shape[1])
         scores = scores.masked_scatter(inside[:, :, None], found)
-        return torch.as_tensor(self.scale * self.pooling(scores, inside[:, :, None]))
+        return self.pooling.gather(scores, inside[:, :, None])
 
 
 class MILAggregator(NetworkAggregator):
@@ -317,6 +410,9 @@ class MILAggregator(NetworkAggregator):
         frame = FrameNetwork(start, center, spread, self.hidden_size, self.dropout)
         return self._pooled(frame, scale, (songs.n_columns,))
 
+    def _memory(self, n: int) -> Memory:
+        return _Listening(self, n)
+
     def _has_own_chance(self) -> bool:
         return self.network is None
 
@@ -337,6 +433,46 @@ class MILAggregator(NetworkAggregator):
         if self.network is not None:
             raise ModelFileError("a network of your own cannot be saved; save its state_dict")
         return super()._state()
+
+
+class _Listening(Memory):
+    """What the poolings of the networks have gathered."""
+
+    def __init__(self, method: MILAggregator, n: int) -> None:
+        self._networks: list[PooledNetwork] = method.networks_
+        self._device = method._device()
+        first = self._networks[0].pooling.start
+        self._names = [
+            [f"{i}.{part}" for part in range(len(first))] for i in range(len(self._networks))
+        ]
+        n_classes = len(method.classes_)
+        start = {
+            name: np.full(n_classes, value)
+            for names in self._names
+            for name, value in zip(names, first, strict=True)
+        }
+        super().__init__(n, start)
+
+    def _hear(self, songs: Songs, which: Ints) -> None:
+        with one_thread_each(), torch.inference_mode():
+            for place, frames, lengths in heard(songs, self._device):
+                for network, names in zip(self._networks, self._names, strict=True):
+                    mine = which[place]
+                    more = tuple(part.double().cpu() for part in network.listen(frames, lengths))
+                    joined = network.pooling.join(self._parts(names, mine), more)
+                    for name, part in zip(names, joined, strict=True):
+                        self.arrays[name][mine] = part.numpy()
+
+    def log_scores(self, which: Ints) -> Floats:
+        with one_thread_each(), torch.inference_mode():
+            found = [
+                network.judge(tuple(p.float().to(self._device) for p in self._parts(names, which)))
+                for network, names in zip(self._networks, self._names, strict=True)
+            ]
+        return np.asarray(np.mean([scores.double().cpu().numpy() for scores in found], axis=0))
+
+    def _parts(self, names: list[str], which: Ints) -> Parts:
+        return tuple(torch.as_tensor(self.arrays[name][which]) for name in names)
 
 
 def _frame_features(X: Any) -> list[Array]:

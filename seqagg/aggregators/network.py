@@ -20,7 +20,6 @@ from joblib import Parallel, delayed
 from torch import Tensor, nn
 
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, from_text_array, text_array
-from seqagg.aggregators.start import LEAST_PROBABILITY
 from seqagg.calibration import calibrated_losses
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import Fold, grouped_folds
@@ -35,6 +34,9 @@ _MOST_EPOCHS = 120
 
 _SCORED_SONGS = 128
 """Songs per batch outside training: the states of more do not stay in the cache."""
+
+_HEARD_FRAMES = 2**13
+"""Frames that streams hear at a time, if that makes more songs: most bring a single one."""
 
 
 class Batches:
@@ -78,8 +80,14 @@ class Batches:
             yield (chosen, *self.padded(self.first[index], self.lengths[index]))
 
 
-def log_mean_probability(frames: Tensor, inside: Tensor, count: Tensor) -> Tensor:
-    """Logarithm of each column's mean probability, shape (n_songs, n_columns).
+def heard(songs: Songs, device: torch.device) -> Iterator[tuple[Ints, Tensor, Tensor]]:
+    """Positions, padded frames and lengths of what streams hear, batch by batch."""
+    size = max(_SCORED_SONGS, _HEARD_FRAMES // int(songs.lengths.max()))
+    return Batches(songs, device).sorted(np.arange(len(songs)), size)
+
+
+def mean_probability(frames: Tensor, inside: Tensor, count: Tensor) -> Tensor:
+    """Each column's mean probability, shape (n_songs, n_columns).
 
     Parameters
     ----------
@@ -89,8 +97,7 @@ def log_mean_probability(frames: Tensor, inside: Tensor, count: Tensor) -> Tenso
     count : Tensor of shape (n_songs, 1)
         Frames of each song.
     """
-    mean = (torch.sigmoid(frames) * inside).sum(dim=1) / count
-    return mean.clamp(min=LEAST_PROBABILITY).log()
+    return torch.as_tensor((torch.sigmoid(frames) * inside).sum(dim=1) / count)
 
 
 def network_scores(network: nn.Module, batches: Batches, songs: Ints, n_classes: int) -> Floats:

@@ -25,6 +25,7 @@ from seqagg.aggregators.base import (
     text_array,
 )
 from seqagg.aggregators.start import AverageStart, fit_logistic, make_start, mixed_classes
+from seqagg.averages import RunningAverages
 from seqagg.calibration import (
     AVERAGING_ERRORS,
     about_equal,
@@ -36,9 +37,10 @@ from seqagg.calibration import (
 )
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import grouped_folds
-from seqagg.kernels.segments import segment_max, segment_mean
+from seqagg.kernels.segments import segment_max, segment_mean, segment_sum
 from seqagg.progress import steps
 from seqagg.songs import Songs
+from seqagg.streaming import Memory
 
 _CLIP = 12.0
 """Log-odds beyond this say no more than this."""
@@ -65,19 +67,39 @@ def summarize(songs: Songs, n_parts: int) -> Floats:
         sum over neighbouring frames of the product of their softmaxes, per frame). Last the log
         of the number of frames.
     """
-    x = songs.values.astype(np.float64).clip(-_CLIP, _CLIP)
-    offsets, lengths = songs.offsets, songs.lengths
+    x = _clipped(songs)
+    offsets = songs.offsets
     mean = segment_mean(x, offsets)
-    variance = segment_mean(x**2, offsets) - mean**2
-    blocks = [
+    return _summary(
         mean,
-        np.sqrt(np.maximum(variance, 0)),
-        -segment_max(-x, offsets),
-        segment_max(x, offsets),
-    ]
-    blocks += [part - mean for part in _part_means(x, offsets, n_parts)]
-    if x.shape[1] <= _MOST_TRANSITIONS:
-        blocks.append(_transitions(softmax(x, axis=1), offsets))
+        segment_mean(x**2, offsets),
+        (-segment_max(-x, offsets), segment_max(x, offsets)),
+        [part - mean for part in _part_means(x, offsets, n_parts)],
+        _transitions(softmax(x, axis=1), offsets) if _counts_pairs(x.shape[1]) else None,
+        songs.lengths,
+    )
+
+
+def _clipped(songs: Songs) -> Floats:
+    return songs.values.astype(np.float64).clip(-_CLIP, _CLIP)
+
+
+def _counts_pairs(n_columns: int) -> bool:
+    return n_columns <= _MOST_TRANSITIONS
+
+
+def _summary(
+    mean: Floats,
+    mean_square: Floats,
+    extremes: tuple[Array, Array],
+    parts: list[Floats],
+    pairs: Floats | None,
+    lengths: Ints,
+) -> Floats:
+    """Put a summary together."""
+    blocks = [mean, np.sqrt(np.maximum(mean_square - mean**2, 0)), *extremes, *parts]
+    if pairs is not None:
+        blocks.append(pairs)
     blocks.append(np.log(lengths)[:, None])
     return np.hstack(blocks)
 
@@ -255,9 +277,19 @@ class StackingAggregator(Aggregator):
         return np.asarray(np.log(np.maximum(p, 1e-6)))
 
     def _log_scores(self, songs: Songs) -> Floats:
+        return self._mix(summarize(songs, self.n_parts), self._start.scores(songs))
+
+    def _mix(self, features: Floats, averages: Floats) -> Floats:
         a, b = self.weights_
-        stacked = self._log_proba(self._model, summarize(songs, self.n_parts))
-        return np.asarray(a * stacked + b * self._start.scores(songs))
+        return np.asarray(a * self._log_proba(self._model, features) + b * averages)
+
+    def _memory(self, n: int) -> Memory:
+        if self.n_parts > 1:
+            raise ParameterError(
+                f"a stack that cuts songs into n_parts={self.n_parts} parts must know where they "
+                "end, and cannot stream; n_parts=1 can"
+            )
+        return _Listening(self, n)
 
     def _state(self) -> dict[str, Array]:
         if not isinstance(self._model, _Linear):
@@ -286,3 +318,49 @@ class StackingAggregator(Aggregator):
         self._model = _Linear(arrays["weight"], arrays["bias"])
         self._start = AverageStart.of_state(arrays)
         self.fit_report_ = str(from_text_array(arrays["report"]))
+
+
+class _Listening(RunningAverages):
+    """What goes into the summaries of songs that are not cut into parts, and into the average."""
+
+    def __init__(self, method: StackingAggregator, n: int) -> None:
+        self._method = method
+        zeros = np.zeros(method.n_features_in_)
+        start = {
+            "sum": zeros,
+            "squares": zeros,
+            "lowest": zeros + np.inf,
+            "highest": zeros - np.inf,
+        }
+        if _counts_pairs(len(zeros)):
+            # Of the last frame, its shares: the next one makes pairs with them.
+            start |= {"pairs": np.zeros(len(zeros) ** 2), "last": zeros}
+        super().__init__(n, len(zeros), method._start.averages, start=start)
+
+    def _hear(self, songs: Songs, which: Ints) -> None:
+        super()._hear(songs, which)
+        x, offsets, arrays = _clipped(songs), songs.offsets, self.arrays
+        arrays["sum"][which] += segment_sum(x, offsets)
+        arrays["squares"][which] += segment_sum(x**2, offsets)
+        lowest, highest = -segment_max(-x, offsets), segment_max(x, offsets)
+        arrays["lowest"][which] = np.minimum(arrays["lowest"][which], lowest)
+        arrays["highest"][which] = np.maximum(arrays["highest"][which], highest)
+        if "pairs" in arrays:
+            p, lengths = softmax(x, axis=1), songs.lengths[:, None]
+            joint = arrays["last"][which][:, :, None] * p[offsets[:-1]][:, None, :]
+            within = _transitions(p, offsets) * lengths
+            arrays["pairs"][which] += within + joint.reshape(within.shape)
+            arrays["last"][which] = p[offsets[1:] - 1]
+
+    def log_scores(self, which: Ints) -> Floats:
+        averages = self.averages(which)
+        n, mine = averages.lengths[:, None], {k: a[which] for k, a in self.arrays.items()}
+        features = _summary(
+            mine["sum"] / n,
+            mine["squares"] / n,
+            (mine["lowest"], mine["highest"]),
+            [np.zeros_like(mine["sum"])],
+            mine["pairs"] / n if "pairs" in mine else None,
+            averages.lengths,
+        )
+        return self._method._mix(features, self._method._start.scores_of(averages))

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from seqagg.averages import Averages, WholeSongs
 from seqagg.calibration import (
     fit_calibration,
     fit_mixture_weights,
@@ -25,7 +26,7 @@ from seqagg.calibration import (
     smoothed_prior,
 )
 from seqagg.errors import ModelFileError
-from seqagg.kernels.segments import segment_mean, segment_mean_probability
+from seqagg.kernels.segments import segment_mean
 from seqagg.songs import Songs
 
 _RIDGE = 0.1
@@ -33,6 +34,9 @@ _RIDGE = 0.1
 
 LEAST_PROBABILITY = 1e-30
 """Mean probabilities below count as this, so that float32 holds them."""
+
+CLIP = 8.0
+"""Standardized log-odds beyond this say no more than this to networks."""
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -81,8 +85,19 @@ class AverageStart:
 
     def scores(self, songs: Songs) -> Floats:
         """Scores of each song and class, shape (n_songs, n_classes)."""
-        scores = segment_mean(songs.values, songs.offsets) @ self.weight + self.bias
-        return scores if self.share == 0 else scores + self.share * log_mean_probability(songs)
+        return self.scores_of(WholeSongs(songs))
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        """Names of the averages that the scores are made of."""
+        return ("log_odds",) if self.share == 0 else ("log_odds", "probability")
+
+    def scores_of(self, averages: Averages) -> Floats:
+        """Scores from the averages of songs, whole or still playing."""
+        scores = averages["log_odds"] @ self.weight + self.bias
+        if self.share == 0:
+            return np.asarray(scores)
+        return np.asarray(scores + self.share * log_mean_probability(averages))
 
 
 def identity_start(n_classes: int) -> AverageStart:
@@ -90,10 +105,9 @@ def identity_start(n_classes: int) -> AverageStart:
     return AverageStart(np.eye(n_classes), np.zeros(n_classes))
 
 
-def log_mean_probability(songs: Songs) -> Floats:
+def log_mean_probability(averages: Averages) -> Floats:
     """Logarithm of each column's mean probability, shape (n_songs, n_columns)."""
-    mean = segment_mean_probability(songs.values, songs.offsets)
-    return np.asarray(np.log(np.maximum(mean, LEAST_PROBABILITY)))
+    return np.asarray(np.log(np.maximum(averages["probability"], LEAST_PROBABILITY)))
 
 
 def make_start(songs: Songs, y: Ints, n_classes: int, columns_are_classes: bool) -> AverageStart:
@@ -109,7 +123,7 @@ def mix_averages(songs: Songs, y: Ints) -> AverageStart:
     plain = identity_start(songs.n_columns)
     if y.ndim == 2:
         return plain
-    parts = np.stack([plain.scores(songs), log_mean_probability(songs)])
+    parts = np.stack([plain.scores(songs), log_mean_probability(WholeSongs(songs))])
     log_odds, probability = fit_mixture_weights(parts, y, around=np.array([1.0, 0.0]))[0]
     total = log_odds + probability
     # Averages that mislead altogether get no weight, and are then as good as each other.
