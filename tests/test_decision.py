@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+
 import numpy as np
 import pytest
 from scipy.special import logit
 from sklearn.metrics import f1_score
 
 import seqagg
-from seqagg.decision import abstain, best_thresholds, doubt_limit, doubts_of, label_sets
+from seqagg.decision import (
+    EarlyRule,
+    abstain,
+    best_thresholds,
+    doubt_limit,
+    doubts_of,
+    early_decisions,
+    early_rule,
+    label_sets,
+)
 from seqagg.errors import ParameterError
 
 
@@ -168,3 +180,82 @@ def test_several_labels_are_not_withheld_one_by_one():
     model = seqagg.MeanLogOdds().fit(*songs_of_several(20, 0))
     with pytest.raises(ParameterError, match="abstain_below is for songs with one label each"):
         model.predict(songs_of_several(5, 1)[0], abstain_below=0.5)
+
+
+class TestEarlyDecisions:
+    """Two classes, frames that favour the right one a little; beliefs that are too sure."""
+
+    @staticmethod
+    def songs(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        log_odds = 0.8 * np.cumsum(rng.normal(0.3, 1.2, (n, 40)), axis=1)
+        return 1 / (1 + np.exp(-np.abs(log_odds))), log_odds > 0
+
+    @staticmethod
+    def outcomes(beliefs: np.ndarray, right: np.ndarray, rule: EarlyRule) -> list[bool]:
+        """Whether each song that is decided early is decided rightly, by a loop."""
+        found = []
+        for belief, is_right in zip(beliefs, right, strict=True):
+            for t in range(len(belief)):
+                if t + 1 >= rule.min_frames and belief[t] >= rule.threshold:
+                    found.append(bool(is_right[t]))
+                    break
+        return found
+
+    @pytest.mark.parametrize("error_rate", [0.1, 0.2])
+    def test_the_promised_error_holds_as_often_as_promised(self, error_rate: float) -> None:
+        rng = np.random.default_rng(0)
+        everyone = self.songs(4000, rng)
+        # A belief taken at its word would break the promise.
+        at_its_word = self.outcomes(*everyone, EarlyRule(1 - error_rate))
+        assert 1 - np.mean(at_its_word) > 1.3 * error_rate
+        n = 150
+        found = Counter(early_rule(*self.songs(200, rng), error_rate) for _ in range(n))
+        broken = 0
+        for rule, times in found.items():
+            outcomes = self.outcomes(*everyone, rule)
+            broken += times * (len(outcomes) > 0 and 1 - np.mean(outcomes) > error_rate)
+        assert broken <= n * 0.1 + 3 * math.sqrt(n * 0.1 * 0.9)
+        # A promise is kept as well by who never decides.
+        assert found[EarlyRule()] < n / 20
+        usual = found.most_common(1)[0][0]
+        assert len(self.outcomes(*everyone, usual)) > 2000
+
+    def test_how_many_songs_it_takes(self) -> None:
+        """All are right: 0.9 ** n must be below 0.1 / 42, for 42 rules, which it is from 58 on."""
+        for n, threshold in ((57, math.inf), (58, 1 / (1 + math.exp(-6)))):
+            rule = early_rule([[1.0]] * n, [[True]] * n, 0.1)
+            assert rule == (pytest.approx(threshold), 1)
+
+    def test_confidence_costs_songs(self) -> None:
+        many = [[1.0]] * 58, [[True]] * 58
+        assert early_rule(*many, 0.1, confidence=0.95) == EarlyRule()
+        assert early_rule(*many, 0.1, confidence=0.5).threshold < 1
+
+    def test_songs_that_are_never_sure_are_not_counted(self) -> None:
+        beliefs = [[0.6, 0.97]] * 70 + [[0.6, 0.7]] * 500
+        right = [[False, True]] * 70 + [[False, False]] * 500
+        rule = early_rule(beliefs, right, 0.1)
+        assert 0.7 < rule.threshold <= 0.97
+        assert early_decisions(beliefs, rule) == dict.fromkeys(range(70), 1)
+
+    def test_beliefs_that_are_firm_too_soon_have_to_wait(self) -> None:
+        """Always as sure as can be, but right only from the third frame on."""
+        beliefs = [[1.0] * 5] * 100
+        assert early_rule(beliefs, [[False, False, True, True, True]] * 100, 0.1).min_frames == 3
+        assert early_rule(beliefs, [[True] * 5] * 100, 0.1).min_frames == 1
+
+    def test_the_first_frame_that_is_sure_decides(self) -> None:
+        beliefs = [[0.5, 0.8, 0.9], [0.2], [0.9, 0.1], []]
+        assert early_decisions(beliefs, EarlyRule(0.8)) == {0: 1, 2: 0}
+        assert early_decisions(beliefs, EarlyRule(0.8, 3)) == {0: 2}
+        assert early_decisions(beliefs, EarlyRule()) == {}
+
+    def test_no_songs_no_promise(self) -> None:
+        assert early_rule([], [], 0.5) == EarlyRule()
+
+    @pytest.mark.parametrize("value", [0, 1, -0.1, float("nan")])
+    def test_rates_outside_their_range(self, value: float) -> None:
+        with pytest.raises(ParameterError, match=r"error_rate=.* is not between 0 and 1"):
+            early_rule([[1.0]], [[True]], value)
+        with pytest.raises(ParameterError, match=r"confidence=.* is not between 0 and 1"):
+            early_rule([[1.0]], [[True]], 0.1, confidence=value)
