@@ -21,6 +21,7 @@ from seqagg.commands.fit import fit
 from seqagg.commands.inspect import inspect
 from seqagg.commands.methods import methods
 from seqagg.commands.predict import predict
+from seqagg.commands.stream import stream
 from seqagg.errors import SeqaggError
 from seqagg.terminal import printable
 
@@ -82,6 +83,7 @@ Examples:
   seqagg benchmark songs.parquet --methods mean,logodds,gru
   seqagg fit songs.parquet --method gru --out gru.safetensors
   seqagg predict gru.safetensors new.parquet --out labels.csv
+  frames | seqagg stream hmm.safetensors
 """
 
 
@@ -100,5 +102,5 @@ def main() -> None:
     """
 
 
-for _command in (inspect, benchmark, fit, predict, methods):
+for _command in (inspect, benchmark, fit, predict, methods, stream):
     main.add_command(_command)

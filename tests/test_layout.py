@@ -46,6 +46,7 @@ FLOW = [
     "aggregators.auto",
     "aggregators",
     "prediction",
+    "live",
     "evaluation",
     "evaluation_multilabel",
     "results",
@@ -58,6 +59,7 @@ FLOW = [
     "commands.fit",
     "commands.predict",
     "commands.methods",
+    "commands.stream",
     "cli",
     "__main__",
 ]
