@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from seqagg.commands.benchmark import benchmark
+from seqagg.commands.export import export
 from seqagg.commands.fit import fit
 from seqagg.commands.inspect import inspect
 from seqagg.commands.methods import methods
@@ -102,5 +103,5 @@ def main() -> None:
     """
 
 
-for _command in (inspect, benchmark, fit, predict, methods, stream):
+for _command in (inspect, benchmark, fit, predict, methods, stream, export):
     main.add_command(_command)

@@ -165,7 +165,7 @@ print(type(seqagg.evaluation).__name__)"""
 # Help and what all commands share.
 
 
-COMMANDS = ["benchmark", "fit", "inspect", "methods", "predict", "stream"]
+COMMANDS = ["benchmark", "export", "fit", "inspect", "methods", "predict", "stream"]
 
 
 def test_every_command_has_help_with_examples_and_json():

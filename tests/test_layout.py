@@ -47,6 +47,9 @@ FLOW = [
     "aggregators",
     "prediction",
     "live",
+    "onnx_graph",
+    "onnx_networks",
+    "onnx_export",
     "evaluation",
     "evaluation_multilabel",
     "results",
@@ -60,6 +63,7 @@ FLOW = [
     "commands.predict",
     "commands.methods",
     "commands.stream",
+    "commands.export",
     "cli",
     "__main__",
 ]
