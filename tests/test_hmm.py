@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,6 +126,38 @@ class TestLikelihoods:
             own = songs[y == label]
             scores = {name: hmm.score(own.values, own.lengths) for name, hmm in model.hmms_.items()}
             assert max(scores, key=lambda name: scores[name]) == label
+
+    def test_those_of_a_file_score_where_seqagg_is_not(self, tmp_path: Path) -> None:
+        """Their parameters are taken to a process that has hmmlearn alone."""
+        model = HMMAggregator(**QUICK, decision="likelihood").fit(order_songs(40))
+        model.save(tmp_path / "hmm.safetensors")
+        loaded = load(tmp_path / "hmm.safetensors")
+        assert isinstance(loaded, HMMAggregator)
+        queries = order_songs(5, seed=1)
+        parts = ("startprob_", "transmat_", "means_", "covars_")
+        hmms = enumerate(loaded.hmms_[label] for label in loaded.classes_)
+        arrays = {f"{k}{part}": getattr(hmm, part) for k, hmm in hmms for part in parts}
+        songs = {f"song{i}": array.astype(float) for i, array in enumerate(queries)}
+        np.savez(tmp_path / "arrays.npz", **arrays, **songs)
+        code = f"""
+import sys
+import numpy as np
+sys.modules["seqagg"] = None
+from hmmlearn.hmm import GaussianHMM
+with np.load("arrays.npz") as arrays:
+    for i in range(5):
+        for k in range(3):
+            hmm = GaussianHMM(len(arrays[f"{{k}}startprob_"]), "full")
+            for part in {parts}:
+                setattr(hmm, part, arrays[f"{{k}}{{part}}"])
+            print(hmm.score(arrays[f"song{{i}}"]))"""
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        scores = np.array(done.stdout.split(), dtype=float).reshape(5, 3) + log_prior(model)
+        constant = (scores - loaded.decision_function(queries)) / queries.lengths[:, None]
+        assert_allclose(constant, constant[0, 0], rtol=1e-9)
 
     def test_far_frames_get_a_score(self) -> None:
         model = HMMAggregator(n_states=3, decision="likelihood").fit(order_songs(45))
