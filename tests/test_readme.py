@@ -35,7 +35,7 @@ def test_every_method_has_its_row() -> None:
 def test_commands_are_there(line: str) -> None:
     command = main.commands[line.split()[1]]
     options = {option for parameter in command.params for option in parameter.opts}
-    assert set(re.findall(r"--\w+", line)) <= options | {"--help"}
+    assert set(re.findall(r"--[\w-]+", line)) <= options | {"--help"}
 
 
 def test_links_lead_somewhere() -> None:
