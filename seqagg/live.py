@@ -33,7 +33,7 @@ Song = str | int | None
 Record = dict[str, Any]
 
 _CHUNK = 2**16
-_LONGEST_LINE = 2**24
+_LONGEST_LINE = 2**22
 
 _STREAMS = 64
 """Streams at first; there are twice as many whenever they do not suffice."""
