@@ -5,9 +5,7 @@ Conventions
 Every method is scored on the same songs, each of them once, and compared in pairs with the two
 baselines (mean of probabilities, mean of log-odds), which are computed whether or not they are
 asked for.
-
-Folds are drawn from the songs in the order of their names, so that the order in which they are
-given moves no song to another fold. Songs reach the methods in the order given.
+Songs reach the methods in the order given; `seqagg.problem` says who is scored by whom.
 
 Where songs have several labels each, ``y`` and predictions are indicators of shape
 (n_songs, n_classes), and methods are compared by the label ranking average precision of each song.
@@ -29,17 +27,9 @@ from sklearn.base import clone
 from seqagg import evaluation_multilabel
 from seqagg.aggregators import make_aggregator
 from seqagg.aggregators.base import Aggregator
-from seqagg.aggregators.checks import check_labels, find_classes, find_targets
 from seqagg.errors import ParameterError, SongError
-from seqagg.evaluation import (
-    Comparison,
-    compare,
-    compare_scores,
-    evaluate,
-    group_indices,
-    holm,
-)
-from seqagg.folds import grouped_folds
+from seqagg.evaluation import Comparison, compare, compare_scores, evaluate, holm
+from seqagg.problem import Fold, Problem, pose, select_songs
 from seqagg.results import (
     METADATA_KEY,
     BenchmarkResult,
@@ -143,8 +133,8 @@ def benchmark(
     """
     _check_numbers(cv, seed, n_resamples)
     aggregators = _make_aggregators(methods, parameters or {}, seed)
-    used, left_out, has_split = _select(songs, given_split=cv is None)
-    problem = _pose(used, has_split, cv or _DEFAULT_FOLDS, seed)
+    used, left_out, has_split = select_songs(songs, given_split=cv is None)
+    problem = pose(used, has_split, cv or _DEFAULT_FOLDS, seed)
     aggregators, notes = _applicable(aggregators, problem)
     shown = [m for m in _names(methods) if m in aggregators]
     runs = _run_all(aggregators, problem, progress)
@@ -176,40 +166,6 @@ def benchmark(
         left_out=left_out,
         notes=tuple(notes),
     )
-
-
-@dataclass(frozen=True)
-class _Fold:
-    """Positions of the songs learnt from and scored; the number is None for a given split."""
-
-    number: int | None
-    train: Ints
-    test: Ints
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """Songs that can be used, what their classes are, and who is scored by whom."""
-
-    songs: Songs
-    classes: Array  # (n_classes,), sorted, of the labels' own type
-    columns_are_classes: bool
-    y: Ints  # (n_songs,), into classes, or an indicator (n_songs, n_classes)
-    groups: Ints  # (n_songs,)
-    folds: list[_Fold]
-
-    @property
-    def multilabel(self) -> bool:
-        return self.y.ndim == 2
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(str(c) for c in self.classes)
-
-    @property
-    def scored(self) -> Ints:
-        """Positions of the songs that are scored, in the order given."""
-        return np.sort(np.concatenate([fold.test for fold in self.folds]))
 
 
 @dataclass(frozen=True)
@@ -285,7 +241,7 @@ def _make_aggregator(
 
 
 def _applicable(
-    aggregators: dict[str, Aggregator], problem: _Problem
+    aggregators: dict[str, Aggregator], problem: Problem
 ) -> tuple[dict[str, Aggregator], list[str]]:
     """Leave out the methods that need columns which are classes, where they are not."""
     if problem.columns_are_classes:
@@ -293,7 +249,7 @@ def _applicable(
     kept = {m: a for m, a in aggregators.items() if not a.needs_class_columns}
     columns = set(problem.songs.columns or ())
     foreign = np.array([name not in columns for name in problem.names])
-    has = _has(problem)
+    has = problem.has
     first = int(np.argmax((has & foreign).any(axis=1)))
     label = problem.names[int(np.argmax(has[first] & (foreign | ~foreign.any())))]
     why = f"labels such as {label!r} are not the names of columns: nothing to average"
@@ -303,134 +259,11 @@ def _applicable(
     return kept, [f"{why}, so that {', '.join(left)} are left out and no baseline is compared"]
 
 
-def _has(problem: _Problem) -> npt.NDArray[np.bool_]:
-    """Which song has which class, shape (n_songs, n_classes)."""
-    if problem.multilabel:
-        return np.asarray(problem.y == 1)
-    return np.asarray(problem.y[:, None] == np.arange(len(problem.names)))
-
-
-# Songs and folds.
-
-
-def _select(songs: Songs, *, given_split: bool) -> tuple[Songs, dict[str, tuple[str, ...]], bool]:
-    """Songs that can be used, the others by reason, and whether the split given is followed."""
-    if not isinstance(songs, Songs):
-        raise SongError(f"a benchmark needs Songs with labels, not {type(songs).__name__}")
-    if songs.labels is None:
-        raise SongError("labels are needed: give songs that carry labels")
-    sides = [] if songs.split is None else songs.split.tolist()
-    has_split = given_split and {"train", "test"} <= set(sides)
-    usable = songs.log_odds().present()
-    lengths = usable.lengths
-    reasons: list[str | None] = []
-    for i, label in enumerate(songs.labels):
-        if has_split and sides[i] not in ("train", "test"):
-            reasons.append("neither train nor test")
-        elif label is None or label != label:  # NaN, as pandas has it
-            reasons.append("no label")
-        else:
-            reasons.append(None if lengths[i] else "no frame left")
-    left_out = {
-        why: tuple(str(song) for song, r in zip(songs.ids, reasons, strict=True) if r == why)
-        for why in dict.fromkeys(reasons)
-        if why is not None
-    }
-    kept = usable[np.array([reason is None for reason in reasons], dtype=bool)]
-    for side in ("train", "test") if has_split else ():
-        if side not in kept.split:
-            raise SongError(f"no song of split {side!r} has a label and a frame")
-    if len(kept) == 0:
-        raise SongError("no song has a label and a frame")
-    return kept, left_out, has_split
-
-
-def _pose(songs: Songs, has_split: bool, n_folds: int, seed: int) -> _Problem:
-    if songs.task == "multilabel":
-        songs, y, classes, columns_are_classes = _name_columns_of_several(songs)
-        if (y == y[0]).all():
-            raise SongError("all songs have the same labels: nothing to tell apart")
-    else:
-        songs, labels, classes, columns_are_classes = _name_columns(songs)
-        if len(classes) < 2:
-            raise SongError(f"all songs have the label {classes[0]!s}: nothing to tell apart")
-        y = np.searchsorted(classes, labels)
-    groups = group_indices(songs.groups, len(songs))
-    if has_split:
-        sides = [np.flatnonzero(songs.split == side) for side in ("train", "test")]
-        folds = [_Fold(None, *sides)]
-    else:
-        folds = _draw_folds(songs, y, groups, n_folds, seed)
-    problem = _Problem(songs, classes, columns_are_classes, y, groups, folds)
-    if not columns_are_classes:
-        _refuse_unseen(problem)
-    return problem
-
-
-def _name_columns(songs: Songs) -> tuple[Songs, Array, Array, bool]:
-    """Songs, their labels, the classes, and whether the columns are the classes.
-
-    Columns without names get those of their classes. Otherwise the songs of a fold that lacks
-    a class could be read another way than all songs are.
-    """
-    labels = check_labels(songs, None, required=True)
-    assert labels is not None
-    classes, columns_are_classes = find_classes(songs, labels, positions=True)
-    if not columns_are_classes or songs.columns is not None:
-        return songs, labels, classes, columns_are_classes
-    if labels.dtype.kind not in "iuU":
-        labels, classes = labels.astype(str), classes.astype(str)
-    songs = songs.replace(columns=[str(c) for c in classes], labels=labels)
-    return songs, labels, np.sort(classes), True
-
-
-def _name_columns_of_several(songs: Songs) -> tuple[Songs, Ints, Array, bool]:
-    """Songs, their indicator, the classes, and whether the columns are the classes."""
-    targets = find_targets(songs, None, required=True, positions=True)
-    assert targets.y is not None
-    columns_are_classes = targets.class_of_column is not None
-    if columns_are_classes and songs.columns is None:
-        songs = songs.replace(columns=targets.classes.tolist())
-    return songs, targets.y, targets.classes, columns_are_classes
-
-
-def _draw_folds(songs: Songs, y: Ints, groups: Ints, n_folds: int, seed: int) -> list[_Fold]:
-    """Folds that keep groups together and, as far as that allows, classes in proportion."""
-    order = np.array(sorted(range(len(songs)), key=lambda i: str(songs.ids[i])))
-    # Numbered by first appearance (of several labels, ordered by the songs that have them): what
-    # classes and groups are called moves no song either.
-    labels = y[order]
-    labels = labels[:, np.lexsort(labels)] if y.ndim == 2 else group_indices(labels, len(y))
-    units = group_indices(groups[order], len(y))
-    n_groups = int(units.max()) + 1
-    if n_groups < n_folds:
-        raise ParameterError(f"{n_groups} groups are too few for {n_folds} folds")
-    return [
-        _Fold(number, np.sort(order[train]), np.sort(order[test]))
-        for number, (train, test) in enumerate(grouped_folds(labels, units, n_folds, seed))
-    ]
-
-
-def _refuse_unseen(problem: _Problem) -> None:
-    """Refuse a label to be predicted that no training song has."""
-    has = _has(problem)
-    for fold in problem.folds:
-        unseen = has[fold.test] & ~has[fold.train].any(axis=0)
-        if unseen.any():
-            row = int(np.argmax(unseen.any(axis=1)))
-            song, label = fold.test[row], problem.names[int(np.argmax(unseen[row]))]
-            where = "" if fold.number is None else f" of fold {fold.number}"
-            raise SongError(
-                f"label {label!r} was never seen in training: no training song{where} has it",
-                song=str(problem.songs.ids[song]),
-            )
-
-
 # Runs.
 
 
 def _run_all(
-    aggregators: Mapping[str, Aggregator], problem: _Problem, progress: Progress | None
+    aggregators: Mapping[str, Aggregator], problem: Problem, progress: Progress | None
 ) -> dict[str, _Run]:
     report = progress or (lambda done, total, text: None)
     total = len(aggregators) * len(problem.folds)
@@ -448,7 +281,7 @@ def _run_all(
     return runs
 
 
-def _run_fold(name: str, aggregator: Aggregator, problem: _Problem, fold: _Fold, run: _Run) -> None:
+def _run_fold(name: str, aggregator: Aggregator, problem: Problem, fold: Fold, run: _Run) -> None:
     started = time.perf_counter()
     aggregator.fit(problem.songs[fold.train], groups=_groups_apart(problem, fold))
     fitted = time.perf_counter()
@@ -465,7 +298,7 @@ def _run_fold(name: str, aggregator: Aggregator, problem: _Problem, fold: _Fold,
     run.predict_seconds.append(predicted - fitted)
 
 
-def _groups_apart(problem: _Problem, fold: _Fold) -> Ints:
+def _groups_apart(problem: Problem, fold: Fold) -> Ints:
     """Groups that a method must keep together when it tries itself on training songs.
 
     It should meet there what it meets in the songs scored: new groups, or, where groups stand on
@@ -478,7 +311,7 @@ def _groups_apart(problem: _Problem, fold: _Fold) -> Ints:
 def _compare_all(
     shown: Sequence[str],
     runs: Mapping[str, _Run],
-    problem: _Problem,
+    problem: Problem,
     seed: int,
     n_resamples: int,
 ) -> tuple[ComparisonRow, ...]:
@@ -499,7 +332,7 @@ def _compare_all(
     return tuple(rows)
 
 
-def _compare(a: _Run, b: _Run, problem: _Problem, seed: int, n_resamples: int) -> Comparison:
+def _compare(a: _Run, b: _Run, problem: Problem, seed: int, n_resamples: int) -> Comparison:
     """Compare by right or wrong, or by how well several labels are ranked."""
     scored = problem.scored
     y, groups = problem.y[scored], problem.groups[scored]
@@ -511,7 +344,7 @@ def _compare(a: _Run, b: _Run, problem: _Problem, seed: int, n_resamples: int) -
     return compare(y, a.prediction[scored], b.prediction[scored], groups, seed, n_resamples)
 
 
-def _group_notes(problem: _Problem) -> list[str]:
+def _group_notes(problem: Problem) -> list[str]:
     notes = []
     n_groups = len(np.unique(problem.groups[problem.scored]))
     if n_groups < _FEW_GROUPS:
@@ -526,7 +359,7 @@ def _group_notes(problem: _Problem) -> list[str]:
 # Tables.
 
 
-def _metric_rows(method: str, run: _Run, problem: _Problem) -> Iterator[Row]:
+def _metric_rows(method: str, run: _Run, problem: Problem) -> Iterator[Row]:
     parts = [
         (fold.number, fold.test, [i])
         for i, fold in enumerate(problem.folds)
@@ -546,7 +379,7 @@ def _metric_rows(method: str, run: _Run, problem: _Problem) -> Iterator[Row]:
             yield method, number, metric, value
 
 
-def _predictions_table(runs: Mapping[str, _Run], problem: _Problem, seed: int) -> pa.Table:
+def _predictions_table(runs: Mapping[str, _Run], problem: Problem, seed: int) -> pa.Table:
     scored = problem.scored
     n_scored, n_classes = len(scored), len(problem.names)
     fold_of: Array = np.full(len(problem.songs), None)
@@ -569,7 +402,7 @@ def _predictions_table(runs: Mapping[str, _Run], problem: _Problem, seed: int) -
     return pa.concat_tables(tables)
 
 
-def _names_of(y: Ints, problem: _Problem) -> pa.Array:
+def _names_of(y: Ints, problem: Problem) -> pa.Array:
     """Name of each song's class, or list of the names of its classes."""
     if not problem.multilabel:
         return pa.array(problem.names).take(pa.array(y))

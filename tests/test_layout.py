@@ -52,6 +52,7 @@ FLOW = [
     "onnx_export",
     "evaluation",
     "evaluation_multilabel",
+    "problem",
     "results",
     "benchmark",
     "terminal",
