@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from seqagg.aggregators import make_aggregator
 from seqagg.aggregators.base import Aggregator
 from seqagg.errors import ParameterError, SongError
 from seqagg.evaluation import Comparison, compare, compare_scores, evaluate, holm
-from seqagg.problem import Fold, Problem, pose, select_songs
+from seqagg.problem import Fold, Problem, Run, pose, select_songs
 from seqagg.results import (
     METADATA_KEY,
     BenchmarkResult,
@@ -44,6 +43,7 @@ from seqagg.results import (
     versions,
 )
 from seqagg.songs import Songs
+from seqagg.timelines import make_timelines
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -71,6 +71,7 @@ def benchmark(
     n_resamples: int = 10_000,
     checksum: str | None = None,
     command: str | None = None,
+    timelines: int = 0,
     progress: Progress | None = None,
 ) -> BenchmarkResult:
     """Score methods on labelled songs, and compare them with averaging.
@@ -101,6 +102,9 @@ def benchmark(
         sha256 of the file the songs are from; of the songs' content by default.
     command : str, optional
         How this was called, for the provenance; what Python was started with by default.
+    timelines : int
+        Songs whose timelines are kept for the report, those first on which methods differ.
+        Above 0 the table `BenchmarkResult.timelines` is made.
     progress : callable, optional
         Called with (fits done, fits in all, what is next), so that a command can draw a bar.
 
@@ -131,15 +135,16 @@ def benchmark(
     >>> [(row["method"], row["accuracy"]) for row in result.summary()]
     [('majority', 0.75), ('mean', 0.75)]
     """
-    _check_numbers(cv, seed, n_resamples)
+    _check_numbers(cv, seed, n_resamples, timelines)
     aggregators = _make_aggregators(methods, parameters or {}, seed)
     used, left_out, has_split = select_songs(songs, given_split=cv is None)
     problem = pose(used, has_split, cv or _DEFAULT_FOLDS, seed)
     aggregators, notes = _applicable(aggregators, problem)
     shown = [m for m in _names(methods) if m in aggregators]
-    runs = _run_all(aggregators, problem, progress)
+    runs = _run_all(aggregators, problem, progress, keep=timelines > 0)
     comparisons = _compare_all(shown, runs, problem, seed, n_resamples)
     notes += _group_notes(problem)
+    learnt = [m for m in shown if not aggregators[m].needs_class_columns]
     provenance = {
         "command": command_line() if command is None else command,
         "versions": versions(),
@@ -148,7 +153,13 @@ def benchmark(
         "seed": seed,
         "task": songs.task,
         "classes": problem.names,
+        "columns": problem.songs.columns,
         "folds": None if has_split else len(problem.folds),
+        "n_train": len(problem.folds[0].train) if has_split else None,
+        "n_groups": None
+        if songs.groups is None
+        else len(np.unique(problem.groups[problem.scored])),
+        "learnt": learnt,
         "n_resamples": n_resamples,
         "parameters": {m: aggregators[m].get_params(deep=False) for m in shown},
         "left_out": {why: {"n": len(ids), "first": ids[:20]} for why, ids in left_out.items()},
@@ -158,9 +169,11 @@ def benchmark(
     rows = [row for m in shown for row in _metric_rows(m, runs[m], problem)]
     rows += [row for pair in comparisons for row in comparison_rows(pair)]
     predictions = _predictions_table({m: runs[m] for m in shown}, problem, seed)
+    told = make_timelines(problem, runs, learnt, timelines, seed) if timelines else None
     return BenchmarkResult(
         results=results_table(rows, name, seed).replace_schema_metadata(metadata),
         predictions=predictions.replace_schema_metadata(metadata),
+        timelines=told and told.replace_schema_metadata(metadata),
         comparisons=comparisons,
         classes=problem.names,
         left_out=left_out,
@@ -168,20 +181,10 @@ def benchmark(
     )
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What one method said; songs that are not scored have -1 and NaN."""
-
-    prediction: Ints  # of the shape of y
-    probability: Floats  # (n_songs, n_classes)
-    fit_seconds: list[float]  # one per fold
-    predict_seconds: list[float]
-
-
 # Methods.
 
 
-def _check_numbers(cv: int | None, seed: int, n_resamples: int) -> None:
+def _check_numbers(cv: int | None, seed: int, n_resamples: int, timelines: int) -> None:
     """Refuse before hours of fitting what would be refused after them."""
     if cv is not None and cv < 2:
         raise ParameterError(f"cv={cv} is below 2")
@@ -189,6 +192,8 @@ def _check_numbers(cv: int | None, seed: int, n_resamples: int) -> None:
         raise ParameterError(f"seed={seed} is not between 0 and 2**32 - 1")
     if n_resamples < 1:
         raise ParameterError(f"n_resamples={n_resamples} is below 1")
+    if timelines < 0:
+        raise ParameterError(f"timelines={timelines} is below 0")
 
 
 def _names(methods: Sequence[Method]) -> list[str]:
@@ -263,25 +268,32 @@ def _applicable(
 
 
 def _run_all(
-    aggregators: Mapping[str, Aggregator], problem: Problem, progress: Progress | None
-) -> dict[str, _Run]:
+    aggregators: Mapping[str, Aggregator],
+    problem: Problem,
+    progress: Progress | None,
+    *,
+    keep: bool,
+) -> dict[str, Run]:
     report = progress or (lambda done, total, text: None)
     total = len(aggregators) * len(problem.folds)
-    runs: dict[str, _Run] = {}
+    runs: dict[str, Run] = {}
     for name, aggregator in aggregators.items():
         n_songs, n_classes = len(problem.songs), len(problem.classes)
         nowhere = np.full((n_songs, n_classes), np.nan)
-        run = _Run(np.full(problem.y.shape, -1), nowhere, [], [])
+        run = Run(np.full(problem.y.shape, -1), nowhere, [], [], [])
         for i, fold in enumerate(problem.folds):
             where = "" if fold.number is None else f", fold {i + 1} of {len(problem.folds)}"
             report(len(runs) * len(problem.folds) + i, total, name + where)
-            _run_fold(name, clone(aggregator), problem, fold, run)
+            own = clone(aggregator)
+            _run_fold(name, own, problem, fold, run)
+            if keep:
+                run.fitted.append(own)
         runs[name] = run
     report(total, total, "done")
     return runs
 
 
-def _run_fold(name: str, aggregator: Aggregator, problem: Problem, fold: Fold, run: _Run) -> None:
+def _run_fold(name: str, aggregator: Aggregator, problem: Problem, fold: Fold, run: Run) -> None:
     started = time.perf_counter()
     aggregator.fit(problem.songs[fold.train], groups=_groups_apart(problem, fold))
     fitted = time.perf_counter()
@@ -310,7 +322,7 @@ def _groups_apart(problem: Problem, fold: Fold) -> Ints:
 
 def _compare_all(
     shown: Sequence[str],
-    runs: Mapping[str, _Run],
+    runs: Mapping[str, Run],
     problem: Problem,
     seed: int,
     n_resamples: int,
@@ -332,7 +344,7 @@ def _compare_all(
     return tuple(rows)
 
 
-def _compare(a: _Run, b: _Run, problem: Problem, seed: int, n_resamples: int) -> Comparison:
+def _compare(a: Run, b: Run, problem: Problem, seed: int, n_resamples: int) -> Comparison:
     """Compare by right or wrong, or by how well several labels are ranked."""
     scored = problem.scored
     y, groups = problem.y[scored], problem.groups[scored]
@@ -359,7 +371,7 @@ def _group_notes(problem: Problem) -> list[str]:
 # Tables.
 
 
-def _metric_rows(method: str, run: _Run, problem: Problem) -> Iterator[Row]:
+def _metric_rows(method: str, run: Run, problem: Problem) -> Iterator[Row]:
     parts = [
         (fold.number, fold.test, [i])
         for i, fold in enumerate(problem.folds)
@@ -379,7 +391,7 @@ def _metric_rows(method: str, run: _Run, problem: Problem) -> Iterator[Row]:
             yield method, number, metric, value
 
 
-def _predictions_table(runs: Mapping[str, _Run], problem: Problem, seed: int) -> pa.Table:
+def _predictions_table(runs: Mapping[str, Run], problem: Problem, seed: int) -> pa.Table:
     scored = problem.scored
     n_scored, n_classes = len(scored), len(problem.names)
     fold_of: Array = np.full(len(problem.songs), None)

@@ -17,11 +17,13 @@ from typing import Any, NoReturn
 import click
 
 from seqagg.commands.benchmark import benchmark
+from seqagg.commands.completion import completion
 from seqagg.commands.export import export
 from seqagg.commands.fit import fit
 from seqagg.commands.inspect import inspect
 from seqagg.commands.methods import methods
 from seqagg.commands.predict import predict
+from seqagg.commands.report import report
 from seqagg.commands.stream import stream
 from seqagg.errors import SeqaggError
 from seqagg.terminal import printable
@@ -82,6 +84,7 @@ Examples:
   seqagg benchmark                  on the songs that come with seqagg
   seqagg inspect songs.parquet
   seqagg benchmark songs.parquet --methods mean,logodds,gru
+  seqagg benchmark songs.parquet --out results      and results/report.html to look at
   seqagg fit songs.parquet --method gru --out gru.safetensors
   seqagg predict gru.safetensors new.parquet --out labels.csv
   frames | seqagg stream hmm.safetensors
@@ -103,5 +106,5 @@ def main() -> None:
     """
 
 
-for _command in (inspect, benchmark, fit, predict, methods, stream, export):
+for _command in (inspect, benchmark, fit, predict, methods, stream, export, report, completion):
     main.add_command(_command)

@@ -59,5 +59,9 @@ class ModelFileError(SeqaggError):
     """A model file that cannot be read, trusted or written."""
 
 
+class ResultsError(SeqaggError):
+    """A table of a benchmark that cannot be read."""
+
+
 class ParameterError(SeqaggError):
     """A parameter of a method or a command outside what it accepts."""

@@ -1,4 +1,4 @@
-"""Who is scored by whom: songs that can be used, their classes, and folds.
+"""Who is scored by whom: songs that can be used, their classes, folds, and what was said.
 
 Conventions
 -----------
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from seqagg.aggregators.base import Aggregator
 from seqagg.aggregators.checks import check_labels, find_classes, find_targets
 from seqagg.errors import ParameterError, SongError
 from seqagg.evaluation import group_indices
@@ -24,6 +25,7 @@ from seqagg.folds import grouped_folds
 from seqagg.songs import Songs
 
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
@@ -68,6 +70,17 @@ class Problem:
         if self.multilabel:
             return np.asarray(self.y == 1)
         return np.asarray(self.y[:, None] == np.arange(len(self.names)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one method said; songs that are not scored have -1 and NaN."""
+
+    prediction: Ints  # of the shape of y
+    probability: Floats  # (n_songs, n_classes)
+    fit_seconds: list[float]  # one per fold
+    predict_seconds: list[float]
+    fitted: list[Aggregator]  # one per fold, where they are needed again
 
 
 def select_songs(

@@ -7,6 +7,7 @@ terminal enters `shown`, everything else stays silent.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from time import monotonic
@@ -19,6 +20,18 @@ _PATIENCE = 2.0
 """Seconds of counted work before it is drawn."""
 
 _display: ContextVar[Progress | None] = ContextVar("seqagg_progress", default=None)
+_quiet: ContextVar[bool] = ContextVar("seqagg_quiet", default=False)
+
+
+def keep_quiet() -> Callable[[], None]:
+    """Show nothing from here on; call what this gives to speak again."""
+    token = _quiet.set(True)
+    return lambda: _quiet.reset(token)
+
+
+def is_quiet() -> bool:
+    """Whether a command was asked to say no more than its result."""
+    return _quiet.get()
 
 
 @contextlib.contextmanager
@@ -34,7 +47,7 @@ def shown() -> Iterator[None]:
     )
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or is_quiet():
         yield
         return
     columns = (
@@ -90,4 +103,22 @@ def counted(text: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     try:
         yield report
     finally:
+        display.remove_task(bar)
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Report work that cannot be counted, once it has taken two seconds."""
+    display = _display.get()
+    if display is None:
+        yield
+        return
+    bar = display.add_task(text, total=None, visible=False)
+    timer = threading.Timer(_PATIENCE, lambda: display.update(bar, visible=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
         display.remove_task(bar)

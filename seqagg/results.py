@@ -18,7 +18,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seqagg.errors import ResultsError
 from seqagg.evaluation import Comparison
 from seqagg.files import atomic_write
+from seqagg.markup import card, table
 from seqagg.songs import Songs
+from seqagg.wording import how_scored, points, verdict
 
 RESULTS = pa.schema(
     [
@@ -60,6 +63,13 @@ def predictions_schema(multilabel: bool) -> pa.Schema:
 
 METADATA_KEY = b"seqagg"
 
+_OF_TIMELINES = "song_id n_frames early_marks early_score start log_odds marks toward against"
+TIMELINES = (*_OF_TIMELINES.split(), "belief", "contribution", "state", "shuffled")
+"""Columns of the table of timelines."""
+
+_PROVENANCE = "command versions cache checksum seed task classes columns folds n_train n_groups"
+_ASKED = (*_PROVENANCE.split(), "learnt", "left_out", "notes", "n_resamples", "parameters")
+"""What the page and the notebook ask of the provenance."""
 
 _PACKAGES = ("seqagg", "numpy", "scipy", "scikit-learn", "torch", "hmmlearn")
 
@@ -109,6 +119,8 @@ class BenchmarkResult:
         Reason -> ids of the songs that were not used for it.
     notes : tuple of str
         What a reader of the numbers should know.
+    timelines : pyarrow.Table or None
+        What happened in the songs, if it was asked for: see `seqagg.timelines.make_timelines`.
     """
 
     results: pa.Table
@@ -117,6 +129,13 @@ class BenchmarkResult:
     classes: tuple[str, ...]
     left_out: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...]
+    timelines: pa.Table | None = None
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """How it was made: command, versions, checksum of the cache, seed, and more."""
+        found: dict[str, Any] = json.loads(self.results.schema.metadata[METADATA_KEY])
+        return found
 
     def summary(self) -> list[dict[str, Any]]:
         """Table to show: one row per method, metric -> value over all songs.
@@ -133,8 +152,50 @@ class BenchmarkResult:
             rows[pair.method][f"verdict_{pair.baseline}"] = pair.comparison.verdict
         return list(rows.values())
 
+    def verdicts(self) -> list[str]:
+        """Say of each learnt method whether it pays, or averaging log-odds is as good."""
+        learnt = self.provenance["learnt"]
+        return [
+            verdict(row.method, row.comparison, row.metric)
+            for row in self.comparisons
+            if row.baseline == "logodds" and row.method in learnt
+        ]
+
+    def _repr_html_(self) -> str:
+        """Table and verdicts, as a notebook shows them."""
+        rows, about = self.summary(), self.provenance
+        pairs = {
+            row.method: row.comparison for row in self.comparisons if row.baseline == "logodds"
+        }
+        score = "lrap" if about["task"] == "multilabel" else "accuracy"
+        lines = []
+        for row in rows:
+            pair = pairs.get(row["method"])
+            difference = "" if pair is None else points(pair.difference)
+            if pair is not None:
+                difference += f" ({points(pair.low)} to {points(pair.high)})"
+            error = f"{100 * row['calibration_error']:.1f}"
+            lines.append(
+                [
+                    row["method"],
+                    f"{100 * row[score]:.1f}",
+                    difference,
+                    f"{row['log_loss']:.3f}",
+                    error,
+                ]
+            )
+        headers = [
+            "method",
+            "LRAP, %" if score == "lrap" else "accuracy, %",
+            "points against logodds (95 %)",
+            "log loss, nats",
+            "calibration error, %",
+        ]
+        facts = [how_scored(about, int(rows[0]["n_songs"])), *self.verdicts()]
+        return card(str(about["cache"]), facts, [table(headers, lines, "Methods compared")])
+
     def write(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``results.parquet`` and ``predictions.parquet``, each whole or not at all.
+        """Write the tables as ``results.parquet`` and so on, each whole or not at all.
 
         Parameters
         ----------
@@ -146,9 +207,98 @@ class BenchmarkResult:
         OSError
             When the folder cannot be written.
         """
-        for name, table in (("results", self.results), ("predictions", self.predictions)):
+        tables = {
+            "results": self.results,
+            "predictions": self.predictions,
+            "timelines": self.timelines,
+        }
+        for name, found in tables.items():
+            if found is None:
+                continue
             with atomic_write(Path(folder) / f"{name}.parquet") as temporary:
-                pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+                pq.write_table(found, temporary, compression="zstd", write_page_checksum=True)
+
+
+def read_results(folder: str | os.PathLike[str]) -> BenchmarkResult:
+    """Read what `BenchmarkResult.write` wrote.
+
+    Parameters
+    ----------
+    folder : path-like
+
+    Returns
+    -------
+    BenchmarkResult
+        As it was written, except that of the songs left out for a reason only the first are named.
+
+    Raises
+    ------
+    ResultsError
+        Names the file that is missing, damaged or not of this kind.
+    """
+    results = _read_table(Path(folder) / "results.parquet", RESULTS.names)
+    about = json.loads(results.schema.metadata[METADATA_KEY])
+    names = predictions_schema(multilabel=False).names
+    predictions = _read_table(Path(folder) / "predictions.parquet", names)
+    told = Path(folder) / "timelines.parquet"
+    found = BenchmarkResult(
+        results=results,
+        predictions=predictions,
+        comparisons=(),
+        classes=tuple(about["classes"]),
+        left_out={why: tuple(songs["first"]) for why, songs in about["left_out"].items()},
+        notes=tuple(about["notes"]),
+        timelines=_read_table(told, TIMELINES) if told.exists() else None,
+    )
+    try:
+        return replace(found, comparisons=tuple(_read_comparisons(found.summary(), about)))
+    except KeyError as error:
+        what = f"is no table of a benchmark: {error} is missing"
+        raise ResultsError(what, file=Path(folder) / "results.parquet") from None
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Table of a benchmark with these columns and its provenance."""
+    try:
+        found = pq.read_table(path, page_checksum_verification=True)
+        about = json.loads((found.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    except FileNotFoundError:
+        raise ResultsError("no such file; 'seqagg benchmark --out' writes it", file=path) from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ResultsError(f"cannot be read: {error}", file=path) from None
+    missing = [name for name in columns if name not in found.column_names]
+    missing += [name for name in _ASKED if name not in about]
+    if missing or found.num_rows == 0:
+        what = f"{missing[0]} is missing" if missing else "it has no row"
+        raise ResultsError(f"is no table of a benchmark: {what}", file=path)
+    return found
+
+
+def _read_comparisons(
+    summary: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
+) -> Iterator[ComparisonRow]:
+    """Take comparisons back out of the rows that `comparison_rows` made of them."""
+    metric, test = ("lrap", "sign") if about["task"] == "multilabel" else ("accuracy", "mcnemar")
+    baselines = [
+        name.removeprefix("holm_p_") for row in summary for name in row if "holm_p_" in name
+    ]
+    for baseline in dict.fromkeys(baselines):
+        start = f"{metric}_minus_{baseline}"
+        for row in summary:
+            if start not in row:
+                continue
+            n_songs = int(row["n_songs"])
+            pair = Comparison(
+                difference=row[start],
+                low=row[f"{start}_low"],
+                high=row[f"{start}_high"],
+                wins_a=int(row[f"wins_over_{baseline}"]),
+                wins_b=int(row[f"losses_to_{baseline}"]),
+                p_value=row[f"{test}_p_{baseline}"],
+                n_songs=n_songs,
+                n_groups=about["n_groups"] or n_songs,
+            )
+            yield ComparisonRow(row["method"], baseline, pair, row[f"holm_p_{baseline}"], metric)
 
 
 def songs_checksum(songs: Songs) -> str:

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from seqagg.progress import is_quiet
+from seqagg.wording import how_scored, points
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
 
     from seqagg.inspection import Inspection
     from seqagg.results import BenchmarkResult
-    from seqagg.songs import Songs
 
 _MOST_CLASSES = 30
 """Classes that `inspect` lists for people; JSON has them all."""
@@ -101,48 +103,28 @@ def _part_name(name: str | None, found: Inspection) -> str:
     return printable(name)
 
 
-def provenance(result: BenchmarkResult) -> dict[str, Any]:
-    """How a benchmark was made, from the metadata of its table."""
-    found: dict[str, Any] = json.loads(result.results.schema.metadata[b"seqagg"])
-    return found
-
-
-def show_benchmark(songs: Songs, result: BenchmarkResult, out: Path | None) -> None:
+def show_benchmark(result: BenchmarkResult, out: Path | None) -> None:
     """Print the table of a benchmark, and in words whether anything beats averaging."""
     console = make_console()
     rows = result.summary()
-    say(console, _how_scored(provenance(result), int(rows[0]["n_songs"]), songs, result))
+    about = result.provenance
+    say(console, f"{about['cache']}: {how_scored(about, int(rows[0]['n_songs']))}")
     for reason, ids in result.left_out.items():
         say(console, f"Left out, {reason}: {len(ids)} ({shorten(ids, NAMED)}).")
     say(console, "")
     console.print(_benchmark_table(result, rows), "")
-    for sentence in _verdicts(result, rows):
+    for sentence in result.verdicts():
         say(console, sentence)
     for note in result.notes:
         say(console, f"Note: {note}.")
     if out is not None:
-        say(console, f"Written: {out / 'results.parquet'}, {out / 'predictions.parquet'}")
-
-
-def _how_scored(
-    provenance: Mapping[str, Any], n_scored: int, songs: Songs, result: BenchmarkResult
-) -> str:
-    n_used = len(songs) - sum(map(len, result.left_out.values()))
-    start, end = f"{provenance['cache']}:", f"{len(result.classes)} classes."
-    if provenance["folds"] is None:
-        learnt = f"methods learn from the {n_used - n_scored} train songs"
-        return f"{start} {learnt} and are scored on the {n_scored} test songs; {end}"
-    apart = "" if songs.groups is None else ", no group on both sides of a fold"
-    return (
-        f"{start} {n_scored} songs in {provenance['folds']} folds, each scored by what was learnt "
-        f"from the other folds{apart}; {end}"
-    )
+        written(console, f"Written: {out / 'report.html'} to look at, and its tables beside it")
 
 
 def _benchmark_table(result: BenchmarkResult, rows: Sequence[Mapping[str, Any]]) -> Table:
     pairs = {row.method: row.comparison for row in result.comparisons if row.baseline == "logodds"}
     against = ["points against\nlogodds (95 %)"] if pairs else []
-    multilabel = provenance(result)["task"] == "multilabel"
+    multilabel = result.provenance["task"] == "multilabel"
     scores = {"lrap": "LRAP\n%", "mean_average_precision": "mAP\n%"}
     shown = scores if multilabel else {"accuracy": "accuracy\n%"}
     first, *more = shown.values()
@@ -153,7 +135,7 @@ def _benchmark_table(result: BenchmarkResult, rows: Sequence[Mapping[str, Any]])
         difference = (
             "-"
             if pair is None
-            else (f"{_points(pair.difference)} ({_points(pair.low)}, {_points(pair.high)})")
+            else (f"{points(pair.difference)} ({points(pair.low)}, {points(pair.high)})")
         )
         score, *further = [f"{100 * row[metric]:.1f}" for metric in shown]
         table.add_row(
@@ -166,64 +148,6 @@ def _benchmark_table(result: BenchmarkResult, rows: Sequence[Mapping[str, Any]])
             f"{row['fit_seconds'] + row['predict_seconds']:.1f}",
         )
     return table
-
-
-def _verdicts(result: BenchmarkResult, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Say of each learnt method whether it pays, or averaging is as good."""
-    from seqagg.aggregators import aggregator_class
-
-    n_songs = {row["method"]: row["n_songs"] for row in rows}
-    for row in result.comparisons:
-        if row.baseline == "logodds" and not aggregator_class(row.method).needs_class_columns:
-            say_of = _verdict if row.metric == "accuracy" else _verdict_of_ranking
-            yield say_of(row.method, row.comparison, n_songs[row.method])
-
-
-def _verdict_of_ranking(method: str, pair: Any, n_songs: float) -> str:
-    """Say whether a method pays where songs have several labels each."""
-    low, high = sorted((abs(pair.low), abs(pair.high)))
-    size = f"{100 * abs(pair.difference):.1f} points of LRAP"
-    interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
-    if pair.verdict == "better":
-        return f"{method} gains {size} on averaging log-odds ({interval}): it pays here."
-    if pair.verdict == "worse":
-        return f"{method} loses {size} to averaging log-odds ({interval}): average here."
-    if pair.wins_a + pair.wins_b == 0:
-        return f"{method} ranks the labels of every song as averaging log-odds does: average here."
-    return (
-        f"{method} cannot be told from averaging log-odds by LRAP on {n_songs:.0f} songs "
-        f"({_points(pair.difference)} points, 95 % interval {_points(pair.low)} to "
-        f"{_points(pair.high)}): average until more songs say otherwise."
-    )
-
-
-def _verdict(method: str, pair: Any, n_songs: float) -> str:
-    low, high = sorted((abs(pair.low), abs(pair.high)))
-    size = f"{100 * abs(pair.difference):.1f} points"
-    interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
-    if pair.verdict == "better":
-        return (
-            f"{method} is right on {size} more songs than averaging log-odds ({interval}): "
-            "it pays here."
-        )
-    if pair.verdict == "worse":
-        return (
-            f"{method} is right on {size} fewer songs than averaging log-odds ({interval}): "
-            "average here."
-        )
-    if pair.wins_a + pair.wins_b == 0:
-        return f"{method} is right on the very same songs as averaging log-odds: average here."
-    return (
-        f"{method} cannot be told from averaging log-odds on {n_songs:.0f} songs "
-        f"({_points(pair.difference)} points, 95 % interval {_points(pair.low)} to "
-        f"{_points(pair.high)}): average until more songs say otherwise."
-    )
-
-
-def _points(share: float) -> str:
-    """Percentage points with their sign; a rounded zero has none."""
-    text = f"{100 * share:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text
 
 
 def show_fit(report: Mapping[str, Any], n_all: int) -> None:
@@ -239,7 +163,7 @@ def show_fit(report: Mapping[str, Any], n_all: int) -> None:
         say(console, f"Left out, {reason}: {len(ids)} ({shorten(ids, NAMED)}).")
     for line in (report["report"] or "").splitlines():
         say(console, line)
-    say(console, f"Written: {report['model']}")
+    written(console, f"Written: {report['model']}")
 
 
 def make_console() -> Console:
@@ -271,8 +195,16 @@ def say(console: Console, text: str, style: str | None = None) -> None:
     console.print(printable(text), style=style, soft_wrap=not console.is_terminal)
 
 
+def written(console: Console, text: str) -> None:
+    """Say what was written, unless a command was asked to be quiet."""
+    if not is_quiet():
+        say(console, text)
+
+
 def warn(warnings: Iterable[str]) -> None:
-    """Print warnings to standard error."""
+    """Print warnings to standard error, unless a command was asked to be quiet."""
+    if is_quiet():
+        return
     for warning in warnings:
         click.echo(f"seqagg: warning: {printable(warning)}", err=True)
 

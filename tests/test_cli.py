@@ -17,13 +17,14 @@ import pytest
 from click.testing import CliRunner
 
 import seqagg
-from seqagg import cli, terminal
+from seqagg import cli
 from seqagg.aggregators import AGGREGATORS
 from seqagg.cache import write_cache
 from seqagg.commands.benchmark import _COMPARED
 from seqagg.commands.fit import _parse
 from seqagg.commands.methods import _summary
 from seqagg.songs import Songs
+from seqagg.wording import verdict
 
 COLUMNS = ["blues", "jazz", "rock"]
 QUICK_HMM = [
@@ -397,7 +398,7 @@ def test_the_verdict_in_words(pair, words):
     from seqagg.evaluation import Comparison
 
     comparison = Comparison(**pair, p_value=0.5, n_songs=290, n_groups=124)
-    assert terminal._verdict("gru", comparison, 290.0) == words
+    assert verdict("gru", comparison, "accuracy") == words
 
 
 # fit
@@ -725,7 +726,7 @@ def test_the_verdict_on_a_ranking_in_words(pair, words):
     from seqagg.evaluation import Comparison
 
     comparison = Comparison(**pair, p_value=0.5, n_songs=290, n_groups=124)
-    assert terminal._verdict_of_ranking("gru", comparison, 290.0) == words
+    assert verdict("gru", comparison, "lrap") == words
 
 
 # methods

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seqagg.commands.options import json_option, seed_option
-from seqagg.terminal import print_json, provenance, show_benchmark, warn
+from seqagg.commands.options import complete_methods, json_option, quiet_option, seed_option
+from seqagg.terminal import print_json, show_benchmark, warn
 
 if TYPE_CHECKING:
     from seqagg.results import BenchmarkResult
@@ -30,7 +30,12 @@ Examples:
 """
 )
 @click.argument("cache", type=click.Path(path_type=Path), required=False)
-@click.option("--methods", metavar="A,B,...", help=f"Methods to compare.  [default: {_COMPARED}]")
+@click.option(
+    "--methods",
+    metavar="A,B,...",
+    shell_complete=complete_methods,
+    help=f"Methods to compare.  [default: {_COMPARED}]",
+)
 @click.option(
     "--cv",
     type=click.IntRange(min=2),
@@ -41,15 +46,25 @@ Examples:
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for results.parquet and predictions.parquet.",
+    help="Folder for report.html, a page to look at, and the tables that it is made of.",
+)
+@click.option(
+    "--timelines",
+    type=click.IntRange(min=0),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="Songs whose timelines the page shows, those first on which methods differ.",
 )
 @json_option
+@quiet_option
 def benchmark(
     cache: Path | None,
     methods: str | None,
     cv: int | None,
     seed: int,
     out: Path | None,
+    timelines: int,
     as_json: bool,
 ) -> None:
     """Compare methods on labelled songs, paired with plain averaging.
@@ -65,16 +80,23 @@ def benchmark(
     name, songs, checksum = _songs_to_compare(cache)
     with _fits_shown() as progress:
         result = run(
-            songs, chosen, cv=cv, seed=seed, name=name, checksum=checksum, progress=progress
+            songs,
+            chosen,
+            cv=cv,
+            seed=seed,
+            name=name,
+            checksum=checksum,
+            timelines=0 if out is None else timelines,
+            progress=progress,
         )
-    if out is not None:
-        result.write(out)
+        if out is not None:
+            _write(result, out)
     warnings = look(songs).warnings
     if as_json:
         print_json(_benchmark_json(result, warnings, out))
     else:
         warn(warnings)
-        show_benchmark(songs, result, out)
+        show_benchmark(result, out)
 
 
 def _songs_to_compare(cache: Path | None) -> tuple[str, Songs, str | None]:
@@ -92,6 +114,15 @@ def _songs_to_compare(cache: Path | None) -> tuple[str, Songs, str | None]:
         return cache.resolve().name, songs, None
     with cache.open("rb") as file:
         return cache.resolve().stem, songs, file_digest(file, "sha256").hexdigest()
+
+
+def _write(result: BenchmarkResult, out: Path) -> None:
+    from seqagg.progress import waiting
+    from seqagg.report import write_report
+
+    with waiting("report"):
+        result.write(out)
+        write_report(result, out / "report.html")
 
 
 @contextmanager
@@ -115,7 +146,7 @@ def _benchmark_json(
     result: BenchmarkResult, warnings: Sequence[str], out: Path | None
 ) -> dict[str, Any]:
     return {
-        "provenance": provenance(result),
+        "provenance": result.provenance,
         "methods": result.summary(),
         "comparisons": [dataclasses.asdict(row) for row in result.comparisons],
         "classes": result.classes,

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seqagg.commands.options import cache_argument, json_option, seed_option
+from seqagg.commands.options import (
+    cache_argument,
+    complete_methods,
+    json_option,
+    quiet_option,
+    seed_option,
+)
 from seqagg.errors import ParameterError
 from seqagg.terminal import print_json, show_fit, warn
 
@@ -27,7 +33,13 @@ Examples:
 """
 )
 @cache_argument
-@click.option("--method", required=True, metavar="NAME", help="One of those of 'seqagg methods'.")
+@click.option(
+    "--method",
+    required=True,
+    metavar="NAME",
+    shell_complete=complete_methods,
+    help="One of those of 'seqagg methods'.",
+)
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A parameter; may be repeated."
 )
@@ -39,6 +51,7 @@ Examples:
 )
 @seed_option
 @json_option
+@quiet_option
 def fit(
     cache: Path,
     method: str,
@@ -56,11 +69,12 @@ def fit(
     from seqagg.cache import read_cache
     from seqagg.inspection import inspect as look
     from seqagg.model_file import check_suffix
-    from seqagg.progress import shown
+    from seqagg.progress import is_quiet, shown, waiting
 
     check_suffix(out)
     aggregator = _configured(method, settings, seed)
-    songs = read_cache(cache)
+    with shown(), waiting(f"read {cache.name}"):
+        songs = read_cache(cache)
     chosen, name = _of_split(songs, split, "train")
     used, left_out = _learnable(chosen)
     with shown():
@@ -80,6 +94,8 @@ def fit(
     }
     if as_json:
         print_json(report)
+        return
+    if is_quiet():
         return
     warn(warnings)
     show_fit(report, len(songs))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seqagg.commands.options import json_option
+from seqagg.commands.options import complete_methods, json_option, quiet_option
 from seqagg.errors import ParameterError
 from seqagg.terminal import make_console, make_table, print_json
 
@@ -22,8 +22,9 @@ Examples:
   seqagg methods gru                what it does, and what can be set
 """
 )
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_methods)
 @json_option
+@quiet_option
 def methods(name: str | None, as_json: bool) -> None:
     """List the methods, or describe the one called NAME."""
     from inspect import getdoc

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from seqagg.commands.options import cache_argument, json_option
+from seqagg.commands.options import cache_argument, json_option, quiet_option
 from seqagg.terminal import NAMED, make_console, print_json, say, shorten
 
 
@@ -27,6 +27,7 @@ Examples:
 )
 @click.option("--split", help="Only the songs of this split.  [default: all songs]")
 @json_option
+@quiet_option
 def predict(model: Path, cache: Path, out: Path, split: str | None, as_json: bool) -> None:
     """Label songs with a fitted model.
 
@@ -35,7 +36,7 @@ def predict(model: Path, cache: Path, out: Path, split: str | None, as_json: boo
     labels.
     """
     from seqagg.prediction import predict_cache
-    from seqagg.progress import shown
+    from seqagg.progress import is_quiet, shown
 
     with shown():
         found = predict_cache(model, cache, out, split=split)
@@ -43,6 +44,8 @@ def predict(model: Path, cache: Path, out: Path, split: str | None, as_json: boo
     if as_json:
         scores = {"n_labelled": found.n_labelled, "accuracy": found.accuracy}
         print_json({"out": str(out), "n_songs": found.n_songs} | scores | {"unseen_labels": unseen})
+        return
+    if is_quiet():
         return
     console = make_console()
     say(console, f"{found.n_songs} songs labelled. Written: {out}")
