@@ -349,6 +349,7 @@
   const openSong = (row, scroll) => {
     state.open = row;
     const panel = byId('song');
+    panel.redraw = null;
     const place = rows.indexOf(row);
     const turn = (by, text, sign) => {
       const button = make('button', { type: 'button', 'aria-label': text }, sign);
@@ -385,7 +386,7 @@
         const width = Math.max(280, Math.floor(panel.clientWidth - 40));
         drawn = drawTimeline(song, row, width);
         holder.replaceChildren(drawn.svg);
-        Object.assign(slider.style, { marginLeft: `${drawn.left}px`, width: `${drawn.across}px` });
+        Object.assign(slider.style, { marginLeft: `${(100 * drawn.left) / width}%`, width: `${(100 * drawn.across) / width}%` });
         drawn.svg.addEventListener('pointermove', (event) => show(drawn.place(event.clientX)));
         show(Number(slider.value));
       };
@@ -396,6 +397,7 @@
       const notes = make('p', { class: 'facts' }, stateWords(song), ' ',
         how.length ? `With its frames shuffled, ${data.classes[song.toward]} would get on average: ${how.join(', ')}.` : '');
       panel.append(legend, holder, slider, readout, notes, numbers(song));
+      slider.addEventListener('input', () => show(Number(slider.value)));
       redraw();
       panel.redraw = redraw;
     }

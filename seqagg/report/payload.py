@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -70,10 +70,8 @@ def pack_timelines(result: BenchmarkResult, answers: Answers) -> tuple[dict[str,
     mask = table["log_odds"].is_valid()
     rows = np.flatnonzero(mask.to_numpy())
     told = _Told(table.filter(mask), result, answers, rows)
-    for most in (40, 24, 16, 10, 6):
-        lines = list(told.lines(most))
-        if sum(map(len, lines)) <= MOST_BYTES:
-            break
+    most = next((m for m in (40, 24, 16, 10) if told.size(m) <= MOST_BYTES), 6)
+    lines = [json.dumps(told.line(k, most), separators=(",", ":")) for k in range(len(rows))]
     head = {
         "songs": rows.tolist(),
         "shown": told.shown,
@@ -92,6 +90,7 @@ class _Told:
         self, table: pa.Table, result: BenchmarkResult, answers: Answers, rows: Ints
     ) -> None:
         self.answers, self.rows = answers, rows
+        self.said = [answers.said[m].argmax(axis=1) for m in answers.methods]
         self.frames = _rows_of(table["log_odds"])
         self.marks = _rows_of(table["marks"])
         starts = table["start"]
@@ -109,39 +108,45 @@ class _Told:
             for field in _fields(table["shuffled"])
         }
         self.shown, self.paths = list(self.belief), list(self.state)
-        self.columns = result.provenance["columns"] or [
-            str(k + 1) for k in range(self.frames[0].shape[1])
-        ]
+        numbers = [str(c + 1) for c in range(self.frames[0].shape[1])]
+        self.columns = result.provenance["columns"] or numbers
+        self.position = {name: c for c, name in enumerate(self.columns)}
         every = np.concatenate([f.reshape(-1) for f in self.frames])
         low, high = np.quantile(every, [0.02, 0.98])
         self.ends = float(np.floor(low)), float(max(np.ceil(high), np.floor(low) + 1))
 
-    def lines(self, most: int) -> Iterator[str]:
-        """Lines of JSON, drawn by at most so many stretches."""
-        for k in range(len(self.rows)):
-            yield json.dumps(self._line(k, most), separators=(",", ":"))
+    def size(self, most: int) -> float:
+        """Bytes of all lines, drawn by at most so many stretches; about."""
+        n_methods = len(self.shown)
+        columns = min(len(self.columns), MOST_COLUMNS)
+        classes = min(len(self.answers.classes), 3)
+        rows = columns + n_methods * (classes + 1) + len(self.paths)
+        cells = sum(min(len(marks), most) for marks in self.marks)
+        return 4 / 3 * rows * cells + 160 * len(self.rows)
 
-    def _line(self, k: int, most: int) -> list[Any]:
-        n = len(self.frames[k])
-        kept = _thinned(len(self.marks[k]), most)  # positions of the marks that stay
-        marks = self.marks[k][kept]
-        first = np.append(0, marks[:-1])
-        means = np.add.reduceat(self.frames[k].astype(np.float64), first) / np.diff(
-            marks, prepend=0
-        ).reshape(-1, 1)  # (n_marks, n_columns)
-        classes, columns = self._classes(k), self._columns(k, means)
+    def line(self, k: int, most: int) -> list[Any]:
+        """Timeline of a song, drawn by at most so many stretches."""
+        frames, marks = self.frames[k].astype(np.float64), self.marks[k]
+        kept = _thinned(len(marks), most)  # positions of the marks that stay
+        marks = marks[kept]
+        n, whole = len(frames), len(marks) == len(frames)
+        first = np.concatenate([[0], marks[:-1]])
+        means = frames if whole else np.add.reduceat(frames, first) / (marks - first)[:, None]
+        classes = self._classes(k)
+        columns = self._columns(classes, means)
         low, high = self.ends
         parts = [_share((means[:, columns].T - low) / (high - low))]
         parts += [_share(self.belief[m][k][kept][:, classes].T) for m in self.shown]
         greatest = []
         for m in self.shown:
-            added = np.add.reduceat(self.contribution[m][k].astype(np.float64), _starts(kept))
+            starts = np.concatenate([[0], kept[:-1] + 1])
+            added = np.add.reduceat(self.contribution[m][k].astype(np.float64), starts)
             greatest.append(float(np.abs(added).max()))
             parts.append(_signed(added, greatest[-1]))
         parts += [_most_frequent(self.state[m][k], first, marks) for m in self.paths]
         return [
             n,
-            0 if len(marks) == n else marks.tolist(),
+            0 if whole else marks.tolist(),
             _seconds(None if self.starts is None else self.starts[k], first),
             columns,
             classes,
@@ -157,15 +162,14 @@ class _Told:
         i, answers = self.rows[k], self.answers
         found = [self.toward[k], self.against[k], *np.flatnonzero(answers.has[i]).tolist()[:3]]
         if not answers.multilabel:
-            found += [int(answers.said[method][i].argmax()) for method in answers.methods]
+            found += [int(said[i]) for said in self.said]
         return list(dict.fromkeys(c for c in found if c >= 0))[:5]
 
-    def _columns(self, k: int, means: Floats) -> list[int]:
+    def _columns(self, classes: list[int], means: Floats) -> list[int]:
         """Columns drawn: those of these classes, then the highest on average."""
-        names = {name: c for c, name in enumerate(self.columns)}
-        named = [names[n] for c in self._classes(k) if (n := self.answers.classes[c]) in names]
+        named = [self.position.get(self.answers.classes[k], -1) for k in classes]
         highest = np.argsort(-means.mean(axis=0), kind="stable").tolist()
-        return list(dict.fromkeys([*named, *highest]))[:MOST_COLUMNS]
+        return list(dict.fromkeys(c for c in [*named, *highest] if c >= 0))[:MOST_COLUMNS]
 
 
 def _thinned(n_marks: int, most: int) -> Ints:
@@ -173,11 +177,6 @@ def _thinned(n_marks: int, most: int) -> Ints:
     if n_marks <= most:
         return np.arange(n_marks)
     return np.rint(np.linspace(0, n_marks, most + 1)[1:]).astype(np.int64) - 1
-
-
-def _starts(kept: Ints) -> Ints:
-    """First of the stretches that each one kept is made of."""
-    return np.append(0, kept[:-1] + 1)
 
 
 def _share(values: Array) -> npt.NDArray[np.uint8]:
@@ -192,6 +191,8 @@ def _signed(values: Floats, limit: float) -> npt.NDArray[np.uint8]:
 def _most_frequent(states: Array | None, first: Ints, marks: Ints) -> npt.NDArray[np.uint8]:
     if states is None:
         return np.full(len(marks), 255, dtype=np.uint8)
+    if len(marks) == len(states):
+        return np.minimum(states, 254).astype(np.uint8)
     parts = (np.bincount(states[a:b]).argmax() for a, b in zip(first, marks, strict=True))
     return np.array([min(int(s), 254) for s in parts], dtype=np.uint8)
 
