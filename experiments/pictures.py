@@ -20,18 +20,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from seqagg.files import atomic_write
+from seqagg.palette import METHODS
 
-COLOURS: Mapping[str, str] = {
-    "majority": "#999999",
-    "mean": "#56B4E9",
-    "logodds": "#000000",
-    "stack": "#009E73",
-    "mil": "#CC79A7",
-    "hmm": "#E69F00",
-    "gru": "#D55E00",
-    "auto": "#0072B2",
-}
-"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
+COLOURS: Mapping[str, str] = {method: light for method, (light, _) in METHODS.items()}
+"""Those of the page, on light paper."""
 
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "seqagg",

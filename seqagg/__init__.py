@@ -26,6 +26,11 @@ __all__ = [
     "benchmark",
     "compare",
     "load",
+    "plot_comparison",
+    "plot_confusion",
+    "plot_learning_curve",
+    "plot_reliability",
+    "plot_song",
     "read_cache",
     "write_cache",
 ]
@@ -48,6 +53,11 @@ _HOME = {
     "benchmark": "seqagg.benchmark",
     "compare": "seqagg.evaluation",
     "load": "seqagg.aggregators",
+    "plot_comparison": "seqagg.plots",
+    "plot_confusion": "seqagg.plots",
+    "plot_learning_curve": "seqagg.plots",
+    "plot_reliability": "seqagg.plots",
+    "plot_song": "seqagg.plots",
     "read_cache": "seqagg.cache",
     "write_cache": "seqagg.cache",
 }
@@ -65,6 +75,13 @@ if TYPE_CHECKING:
     from seqagg.cache import read_cache, write_cache
     from seqagg.errors import CacheError, ModelFileError, ParameterError, SeqaggError, SongError
     from seqagg.evaluation import compare
+    from seqagg.plots import (
+        plot_comparison,
+        plot_confusion,
+        plot_learning_curve,
+        plot_reliability,
+        plot_song,
+    )
     from seqagg.songs import Songs
 
     __version__: str

@@ -14,9 +14,9 @@ References
 from __future__ import annotations
 
 METHODS: dict[str, tuple[str, str]] = {
-    "majority": ("#8a8a8a", "#9a9a9a"),
+    "majority": ("#999999", "#9a9a9a"),
     "mean": ("#56b4e9", "#56b4e9"),
-    "logodds": ("#1a1a1a", "#f2f2f2"),
+    "logodds": ("#000000", "#f2f2f2"),
     "stack": ("#009e73", "#1fbf92"),
     "mil": ("#cc79a7", "#dd94bd"),
     "hmm": ("#e69f00", "#e8a91f"),

@@ -251,7 +251,7 @@ def read_results(folder: str | os.PathLike[str]) -> BenchmarkResult:
         timelines=_read_table(told, TIMELINES) if told.exists() else None,
     )
     try:
-        return replace(found, comparisons=tuple(_read_comparisons(found.summary(), about)))
+        return replace(found, comparisons=tuple(_read_comparisons(found, about)))
     except KeyError as error:
         what = f"is no table of a benchmark: {error} is missing"
         raise ResultsError(what, file=Path(folder) / "results.parquet") from None
@@ -274,31 +274,28 @@ def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
     return found
 
 
-def _read_comparisons(
-    summary: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
-) -> Iterator[ComparisonRow]:
+def _read_comparisons(found: BenchmarkResult, about: Mapping[str, Any]) -> Iterator[ComparisonRow]:
     """Take comparisons back out of the rows that `comparison_rows` made of them."""
     metric, test = ("lrap", "sign") if about["task"] == "multilabel" else ("accuracy", "mcnemar")
-    baselines = [
-        name.removeprefix("holm_p_") for row in summary for name in row if "holm_p_" in name
-    ]
-    for baseline in dict.fromkeys(baselines):
-        start = f"{metric}_minus_{baseline}"
-        for row in summary:
-            if start not in row:
-                continue
-            n_songs = int(row["n_songs"])
-            pair = Comparison(
-                difference=row[start],
-                low=row[f"{start}_low"],
-                high=row[f"{start}_high"],
-                wins_a=int(row[f"wins_over_{baseline}"]),
-                wins_b=int(row[f"losses_to_{baseline}"]),
-                p_value=row[f"{test}_p_{baseline}"],
-                n_songs=n_songs,
-                n_groups=about["n_groups"] or n_songs,
-            )
-            yield ComparisonRow(row["method"], baseline, pair, row[f"holm_p_{baseline}"], metric)
+    summary = {row["method"]: row for row in found.summary()}
+    for method, name in zip(
+        *(found.results[c].to_pylist() for c in ("method", "metric")), strict=True
+    ):
+        if not name.startswith("holm_p_"):
+            continue
+        baseline, row = name.removeprefix("holm_p_"), summary[method]
+        start, n_songs = f"{metric}_minus_{baseline}", int(row["n_songs"])
+        pair = Comparison(
+            difference=row[start],
+            low=row[f"{start}_low"],
+            high=row[f"{start}_high"],
+            wins_a=int(row[f"wins_over_{baseline}"]),
+            wins_b=int(row[f"losses_to_{baseline}"]),
+            p_value=row[f"{test}_p_{baseline}"],
+            n_songs=n_songs,
+            n_groups=about["n_groups"] or n_songs,
+        )
+        yield ComparisonRow(method, baseline, pair, row[name], metric)
 
 
 def songs_checksum(songs: Songs) -> str:

@@ -19,12 +19,16 @@ import numpy.typing as npt
 
 from seqagg.errors import SongError
 from seqagg.logodds import Kind, Task, to_log_odds
+from seqagg.markup import card, table
 
 Array = npt.NDArray[Any]
 
 _PER_SONG = ("ids", "labels", "groups", "split", "fold")
 
 _FINITE = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
+
+_SHOWN_SONGS, _SHOWN_COLUMNS = 6, 20
+"""What a notebook shows of them."""
 
 _ALLOWED = {"probability": (0.0, 1.0), "logit": _FINITE}
 """Kind of scores -> the least and the greatest that there may be."""
@@ -299,6 +303,24 @@ class Songs:
             f"{self.kind}{names}>"
         )
 
+    def _repr_html_(self) -> str:
+        """Facts and the first songs, as a notebook shows them."""
+        lengths = self.lengths
+        spread = f", {lengths.min()} to {lengths.max()} a song" if len(self) else ""
+        facts = [f"{len(self.values)} frames{spread}; {self.n_columns} columns of {self.kind}"]
+        if self.columns is not None:
+            facts.append(f"columns: {', '.join(self.columns[:_SHOWN_COLUMNS])}")
+            facts[-1] += ", ..." if self.n_columns > _SHOWN_COLUMNS else ""
+        fields = {"label": self.labels, "group": self.groups, "split": self.split}
+        given = {name: field for name, field in fields.items() if field is not None}
+        rows = [
+            [str(self.ids[i]), str(lengths[i]), *(_shown(field[i]) for field in given.values())]
+            for i in range(min(len(self), _SHOWN_SONGS))
+        ]
+        caption = f"the first {len(rows)} of {len(self)} songs"
+        listed = table(["song", "frames", *given], rows, caption)
+        return card(f"{len(self)} songs, {self.task}", facts, [listed])
+
     def replace(self, **fields: Any) -> Songs:
         """Copy, with some fields set anew by the names of the parameters of `Songs`."""
         names = ("values", "offsets", "columns", "kind", "task", *_PER_SONG, "start", "note")
@@ -402,6 +424,12 @@ def _flat(
         if len(part) != len(array):
             raise SongError(f"{len(part)} frame starts for {len(array)} frames", song=str(name))
     return np.concatenate([np.empty(0, np.float32), *parts])
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _int32(fold: npt.ArrayLike) -> npt.NDArray[np.int32]:

@@ -48,6 +48,7 @@ from seqagg.calibration import (
 )
 from seqagg.decision import abstain, best_thresholds, doubt_limit, doubts_of, label_sets
 from seqagg.errors import ParameterError, SongError
+from seqagg.markup import card
 from seqagg.songs import Songs, as_songs
 from seqagg.streaming import Memory, Stream
 from seqagg.threads import one_thread_each
@@ -56,6 +57,9 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 OnEmpty = Literal["error", "prior"]
+
+_SHOWN_CLASSES = 20
+"""Classes that a notebook shows."""
 
 
 class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
@@ -363,6 +367,20 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         tags.input_tags.allow_nan = True
         tags.classifier_tags.multi_label = True
         return tags
+
+    def _html_repr(self) -> str:
+        """What was learnt, and scikit-learn's diagram, as notebooks show them."""
+        diagram = str(super()._html_repr())
+        if not self.__sklearn_is_fitted__():
+            return diagram
+        names = ", ".join(map(str, self.classes_[:_SHOWN_CLASSES]))
+        more = ", ..." if len(self.classes_) > _SHOWN_CLASSES else ""
+        facts = [
+            f"{len(self.classes_)} classes: {names}{more}",
+            f"{self.n_features_in_} columns; probabilities from {len(self.doubts_)} songs held out",
+            *(getattr(self, "fit_report_", None) or "").splitlines(),
+        ]
+        return card(f"{type(self).__name__}, fitted", facts) + diagram
 
     # What a method writes.
 
