@@ -54,6 +54,7 @@ def shown() -> Iterator[None]:
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}", markup=False),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as display:
@@ -74,11 +75,23 @@ def steps(text: str, total: int) -> Iterator[Callable[[str], None]]:
     if display is None:
         yield lambda done: None
         return
-    bar = display.add_task(text, total=total)
+    start, n_done = monotonic(), 0
+    bar = display.add_task(text, total=total, rate="")
+
+    def report(done: str) -> None:
+        nonlocal n_done
+        n_done += 1
+        rate = _rate(n_done / max(monotonic() - start, 1e-9))
+        display.update(bar, advance=1, description=f"{text} {done}".rstrip(), rate=rate)
+
     try:
-        yield lambda done: display.update(bar, advance=1, description=f"{text} {done}".rstrip())
+        yield report
     finally:
         display.remove_task(bar)
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:.1f} a second" if per_second >= 1 else f"{1 / per_second:.1f} s each"
 
 
 @contextlib.contextmanager
@@ -92,7 +105,7 @@ def counted(text: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: None
         return
     start = monotonic()
-    bar = display.add_task(text, visible=False)
+    bar = display.add_task(text, visible=False, rate="")
 
     def report(done: int, total: int) -> None:
         seconds = monotonic() - start
@@ -113,7 +126,7 @@ def waiting(text: str) -> Iterator[None]:
     if display is None:
         yield
         return
-    bar = display.add_task(text, total=None, visible=False)
+    bar = display.add_task(text, total=None, visible=False, rate="")
     timer = threading.Timer(_PATIENCE, lambda: display.update(bar, visible=True))
     timer.daemon = True
     timer.start()

@@ -166,7 +166,17 @@ print(type(seqagg.evaluation).__name__)"""
 # Help and what all commands share.
 
 
-COMMANDS = ["benchmark", "export", "fit", "inspect", "methods", "predict", "stream"]
+COMMANDS = [
+    "benchmark",
+    "completion",
+    "export",
+    "fit",
+    "inspect",
+    "methods",
+    "predict",
+    "report",
+    "stream",
+]
 
 
 def test_every_command_has_help_with_examples_and_json():
@@ -176,6 +186,7 @@ def test_every_command_has_help_with_examples_and_json():
         assert "Examples:" in text
         assert f"  seqagg {command}" in text
         assert "--json" in text
+        assert "-q, --quiet" in text
         assert max(map(len, text.splitlines())) <= 100
 
 
@@ -204,6 +215,10 @@ def test_version():
         (["methods", "best"], "no method 'best'"),
         (["predict", "m.safetensors", "nowhere.parquet", "--out", "x.txt"], ".csv or .parquet"),
         (["predict", "m.safetensors", "nowhere.parquet", "--out", "x.csv"], "no such file"),
+        (["report", "nowhere"], "nowhere/results.parquet: no such file; 'seqagg benchmark --out'"),
+        (["report", "nowhere", "--out", "x.pdf"], "x.pdf: a page ends in .html"),
+        (["benchmark", "--timelines", "-1"], "--timelines"),
+        (["completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(args, words, tmp_path, monkeypatch):
@@ -312,7 +327,13 @@ def test_benchmark_with_a_split(cache, tmp_path):
     assert list(results.columns) == ["cache", "method", "fold", "seed", "metric", "value"]
     assert set(results["cache"]) == {"songs"}
     assert pq.read_table(out / "predictions.parquet").num_rows == 3 * 18
-    assert sorted(p.name for p in out.iterdir()) == ["predictions.parquet", "results.parquet"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "predictions.parquet",
+        "report.html",
+        "results.parquet",
+        "timelines.parquet",
+    ]
+    assert f"Written: {out / 'report.html'}" in text
 
 
 def test_benchmark_json(cache):
@@ -399,6 +420,92 @@ def test_the_verdict_in_words(pair, words):
 
     comparison = Comparison(**pair, p_value=0.5, n_songs=290, n_groups=124)
     assert verdict("gru", comparison, "accuracy") == words
+
+
+# report
+
+
+def test_report(cache, tmp_path):
+    run("benchmark", cache, "--methods", "mean,logodds,hmm", "--out", tmp_path, "--timelines", "5")
+    first = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = tmp_path / "again.html"
+    text = run("report", tmp_path, "--out", page)
+    assert page.read_text(encoding="utf-8") == first
+    assert "5 of 18 have a timeline" in first
+    assert f"Written: {page}" in text
+    assert any(line.startswith("hmm ") for line in text.splitlines())
+    found = run_json("report", tmp_path)
+    assert found["out"] == str(tmp_path / "report.html")
+    assert found["bytes"] == len(first.encode())
+    assert found["verdicts"] == [line for line in text.splitlines() if line.startswith("hmm ")]
+
+
+def test_benchmark_without_timelines(cache, tmp_path):
+    run("benchmark", cache, "--methods", "mean", "--out", tmp_path, "--timelines", "0")
+    assert not (tmp_path / "timelines.parquet").exists()
+    assert "run without timelines" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+# Quiet, and completion.
+
+
+def test_quiet_says_no_more_than_the_result(tmp_path):
+    groups = [f"artist {i % 4}" for i in range(48)]
+    cache = save(make_songs(groups=groups), tmp_path / "songs.parquet")
+    model, out = tmp_path / "m.safetensors", tmp_path / "out"
+    for args in (
+        ["fit", cache, "--method", "mean", "--out", model],
+        ["predict", model, cache, "--out", tmp_path / "l.csv"],
+    ):
+        done = CliRunner().invoke(cli.main, [str(a) for a in [*args, "-q"]])
+        assert (done.exit_code, done.output) == (0, ""), args
+    args = ["benchmark", cache, "--methods", "mean,logodds", "--out", out]
+    loud, quiet = (
+        CliRunner().invoke(cli.main, [str(a) for a in [*args, *more]]) for more in ([], ["--quiet"])
+    )
+    assert "warning" in loud.stderr
+    assert quiet.stderr == ""
+    assert "accuracy" in quiet.stdout
+    assert "Written" in loud.stdout
+    assert "Written" not in quiet.stdout
+    assert "Written" in run("report", out), "and a command that is not asked speaks again"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("seqagg re", {"report"}),
+        ("seqagg fit songs.parquet --method h", {"hmm"}),
+        ("seqagg benchmark --methods mean,l", {"mean,logodds"}),
+        ("seqagg methods m", {"majority", "mean", "mil"}),
+        ("seqagg predict --sp", {"--split"}),
+    ],
+)
+def test_a_shell_completes(words, expected):
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    done = subprocess.run(
+        [sys.executable, "-c", "from seqagg.cli import main; main(prog_name='seqagg')"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | asked | {"_SEQAGG_COMPLETE": "bash_complete"},
+    )
+    assert {line.partition(",")[2] for line in done.stdout.split()} == expected
+
+
+def test_the_methods_completed_are_those_of_the_table():
+    from seqagg.commands.options import METHODS
+
+    assert list(METHODS) == list(AGGREGATORS)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_what_the_shell_reads(shell):
+    script = run("completion", shell)
+    assert f"_SEQAGG_COMPLETE={shell}_complete" in script
+    assert run_json("completion", shell) == {"shell": shell, "script": script}
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
 # fit

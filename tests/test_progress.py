@@ -14,7 +14,7 @@ from typing import TextIO
 import pytest
 
 from seqagg import HMMAggregator, progress
-from seqagg.progress import counted, shown, steps
+from seqagg.progress import counted, shown, steps, waiting
 from tests.conftest import order_songs
 
 PATIENCE = 10.0
@@ -160,11 +160,11 @@ class TestBars:
         done: list[str] = []
 
         class Bars:
-            def add_task(self, text: str, total: int) -> str:
+            def add_task(self, text: str, total: int, rate: str) -> str:
                 done.append(f"{text} of {total}")
                 return text
 
-            def update(self, bar: str, advance: int, description: str) -> None:
+            def update(self, bar: str, advance: int, description: str, rate: str) -> None:
                 done.append(description)
 
             def remove_task(self, bar: str) -> None:
@@ -206,6 +206,42 @@ def test_counted_work_is_drawn_with_its_rate_once_it_takes_long(
         report(6_000, 9_000)
         drawn = terminal.until("6000/9000")
         assert "predict, 1,500 songs a second" in drawn
+
+
+def test_steps_are_drawn_with_their_rate(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress, "monotonic", lambda: now)
+    with terminal.plugged_in(), shown(), steps("gru", 50) as step:
+        now = 108.0
+        step("")
+        terminal.until("8.0 s each")
+        now = 108.5
+        for _ in range(16):
+            step("")
+        terminal.until("2.0 a second")
+
+
+def test_work_that_cannot_be_counted_is_drawn_once_it_takes_long(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with terminal.plugged_in(), shown(), waiting("read songs.parquet"):
+        time.sleep(0.3)
+        assert "read" not in terminal.rest()
+    monkeypatch.setattr(progress, "_PATIENCE", 0.1)
+    with terminal.plugged_in(), shown(), waiting("read songs.parquet"):
+        terminal.until("read songs.parquet")
+
+
+def test_quiet_draws_nothing_until_it_ends(terminal: Terminal) -> None:
+    speak = progress.keep_quiet()
+    with terminal.plugged_in(), shown():
+        work()
+    assert terminal.rest() == ""
+    speak()
+    with terminal.plugged_in(), shown(), steps("work", 2):
+        terminal.until("work")
 
 
 def test_counted_work_is_silent_unless_shown(capsys: pytest.CaptureFixture[str]) -> None:
