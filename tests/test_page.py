@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -400,6 +402,21 @@ def test_the_verdict_is_on_the_page(made: Path, visit: Any) -> None:
     assert not said["logodds"]
     card.locator("a").click()
     page.wait_for_function("n => document.querySelector('#song h3').textContent === n", arg=song)
+
+
+def test_screenshots_are_made_by_one_command(tmp_path: Path) -> None:
+    find_browser()
+    made_result(40, classes=("jig", "reel")).write(tmp_path / "results")
+    arguments = ["--results", str(tmp_path / "results"), "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "experiments.screenshots", *arguments]
+    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[1])
+    pictures = {path.stem: path.read_bytes() for path in tmp_path.glob("*.png")}
+    assert set(pictures) == {"report_top", "report_song", "report_phone"}
+    for name, picture in pictures.items():
+        assert picture.startswith(b"\x89PNG")
+        width = int.from_bytes(picture[16:20], "big")
+        assert width == (400 if name == "report_phone" else 1240)
+        assert len(picture) < 300_000
 
 
 def test_several_labels_per_song(tmp_path: Path, visit: Any) -> None:

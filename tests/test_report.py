@@ -236,7 +236,7 @@ def test_order_tells_only_where_it_does() -> None:
     answers = find_answers(result)
     song = result.timelines.to_pylist()[0]
     played = song["belief"]["gru"][-1][CLASSES.index(song["toward"])]
-    for share, words in ((1.0, "Not order tells"), (0.2, "Order tells")):
+    for share, words in ((1.0, "order is not why"), (0.2, "frames is why")):
         shuffled = pa.StructArray.from_arrays(
             [pa.array([share * played] * 50, pa.float32())] * 2, ["hmm", "gru"]
         )

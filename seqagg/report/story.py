@@ -162,15 +162,16 @@ def _why(song: dict[str, Any], best: str, k: int) -> Iterator[str]:
     if len(marks) > 1 and shares[top] > 0:
         first = 1 + (marks[top - 1] if top else 0)
         where = f"frame {first}" if first == marks[top] else f"frames {first} to {marks[top]}"
-        yield f"Most comes from {where}: without, the lead would be {shares[top]:.2f} nats less."
+        yield f"Most comes from {where}: without it the lead would be {shares[top]:.2f} nats less."
     elif len(marks) > 1:
-        yield "No frame by itself made it so: without any of them the lead would be no smaller."
+        yield "No frame by itself made it so: leave any one out, and the lead is no smaller."
     shuffled = song["shuffled"].get(best)
     if shuffled is None:
         return
     played = song["belief"][best][-1][k]
-    told = f"{song['toward']} has {100 * played:.0f} % in order, {100 * shuffled:.0f} % shuffled"
+    change = f"{100 * shuffled:.0f} % instead of {100 * played:.0f} %"
+    told = f"shuffled, they give {song['toward']} {change}"
     if abs(shuffled - played) > 0.25 * played:
-        yield f"Order tells: {told}."
+        yield f"The order of its frames is why: {told}."
     else:
-        yield f"Not order tells, but what such frames meant in the songs learnt from: {told}."
+        yield f"Their order is not why: {told}. Such frames meant that in the songs learnt from."
