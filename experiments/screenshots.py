@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,24 +29,22 @@ NAME = "screenshots"
 
 FLAGS = ("--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-color-profile=srgb")
 
-SHOTS: dict[str, dict[str, Any]] = {
-    "report_top": {
-        "viewport": {"width": 1240, "height": 1290},
-        "color_scheme": "light",
-        "at": "body",
-    },
-    "report_song": {
-        "viewport": {"width": 1240, "height": 1230},
-        "color_scheme": "light",
-        "at": "#songs",
-    },
-    "report_phone": {
-        "viewport": {"width": 400, "height": 1130},
-        "color_scheme": "dark",
-        "at": "#song",
-    },
+
+@dataclass(frozen=True)
+class Shot:
+    """A picture: the window as playwright has it, and what is scrolled to its top."""
+
+    window: Mapping[str, Any]
+    top: str
+
+
+SHOTS = {
+    "report_top": Shot({"viewport": {"width": 1240, "height": 1290}}, "body"),
+    "report_song": Shot({"viewport": {"width": 1240, "height": 1230}}, "#songs"),
+    "report_phone": Shot(
+        {"viewport": {"width": 400, "height": 1130}, "color_scheme": "dark"}, "#song"
+    ),
 }
-"""Name of a picture -> the window it is taken in, and what is at its top."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,9 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         page = Path(temporary) / "report.html"
         result = read_results(options.results) if options.results else _run(options.quick)
         write_report(result, page)
-        for name, shot in SHOTS.items():
-            path = folder(options) / f"{name}.png"
-            take(page, path, **shot)
+        for path in take(page, folder(options)):
             print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
@@ -84,31 +81,31 @@ def _run(quick: bool) -> BenchmarkResult:
     )
 
 
-def take(page: Path, path: Path, at: str, **window: Any) -> None:
-    """Photograph a page in a window, with the song opened that the favourite wins most surely.
+def take(page: Path, out: Path) -> Iterator[Path]:
+    """Photograph a page, the song open that the favourite wins most surely.
 
     Parameters
     ----------
-    page, path : Path
-        The page, and the ``.png`` file to write.
-    at : str
-        Selector of what is scrolled to the top.
-    **window
-        As `playwright` has it: viewport, color_scheme, device_scale_factor.
+    page, out : Path
+        The page, and the folder of the pictures, which come as they are taken.
     """
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         raise SystemExit("no chromium on this machine: apt-get install chromium")
-    with sync_playwright() as driver, atomic_write(path) as temporary:
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=[*FLAGS])
-        view = browser.new_context(**window).new_page()
-        view.goto(page.as_uri())
-        view.wait_for_selector("#song svg")
-        view.evaluate("at => document.querySelector(at).scrollIntoView()", at)
-        view.wait_for_timeout(600)  # scrolling is smooth
-        view.screenshot(path=temporary, type="png")
+        for name, shot in SHOTS.items():
+            window = browser.new_context(**shot.window, reduced_motion="reduce")
+            view = window.new_page()
+            view.goto(page.as_uri())
+            view.wait_for_selector("#song svg")
+            view.evaluate("top => document.querySelector(top).scrollIntoView()", shot.top)
+            with atomic_write(out / f"{name}.png") as temporary:
+                view.screenshot(path=temporary, type="png")
+            window.close()
+            yield out / f"{name}.png"
         browser.close()
 
 

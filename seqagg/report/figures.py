@@ -53,6 +53,12 @@ def _text(x: float, y: float, text: str, style: str = "", anchor: str = "start")
     return f'<text {place} class="{style}">{escape(text)}</text>'
 
 
+def _name(place: str, name: str, most: int, style: str) -> str:
+    """Name of a class, cut short where it is too long; the whole is under the pointer."""
+    short = name if len(name) <= most else name[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return f'<text {place} class="{style}">{escape(short)}<title>{escape(name)}</title></text>'
+
+
 def percent(share: float, digits: int = 0) -> str:
     """Share in percent, without its sign."""
     return f"{100 * share:.{digits}f}"
@@ -248,10 +254,9 @@ def _matrix(
     for i, name in enumerate(names):
         at = top + size * (i + 0.5) + 4
         across = left + size * (i + 0.5)
-        short = name if len(name) <= 13 else name[:12] + "\N{HORIZONTAL ELLIPSIS}"
-        parts.append(_text(left - 5, at, short, "tick", "end"))
+        beside = f'x="{left - 5:.1f}" y="{at:.1f}" text-anchor="end"'
         turned = f'transform="translate({across:.1f} {top - 6:.1f}) rotate(-45)"'
-        parts.append(f'<text {turned} class="tick">{escape(short)}</text>')
+        parts += [_name(place, name, 13, "tick") for place in (beside, turned)]
     if n <= _NUMBERED:
         for i, k in itertools.product(range(n), range(n)):
             if texts[i][k]:
@@ -333,16 +338,16 @@ def by_class(
     some = next(iter(found.values()))
     width, step = 344.0, 26.0
     left = min(6.4 * max(map(len, names)) + 52, 150.0)
-    height = 44 + step * len(names)
-    axes = _Axes((left, 26, width - 12, height - 42 + 24), (0, 1), (0, 1))
+    bottom = 26 + step * len(names)
+    axes = _Axes((left, 26, width - 12, bottom), (0, 1), (0, 1))
     parts = []
     for value in (0.0, 0.25, 0.5, 0.75, 1.0):
-        parts.append(_line(axes.x(value), 22, axes.x(value), 26 + step * len(names), "grid"))
+        parts.append(_line(axes.x(value), 22, axes.x(value), bottom, "grid"))
         parts.append(_text(axes.x(value), 14, percent(value), "tick", "middle"))
     for i, name in enumerate(names):
         y = 26 + step * (i + 0.5)
-        short = name if len(name) <= 14 else name[:13] + "\N{HORIZONTAL ELLIPSIS}"
-        parts.append(_text(left - 40, y + 4, short, "label", "end"))
+        beside = f'x="{left - 40:.1f}" y="{y + 4:.1f}" text-anchor="end"'
+        parts.append(_name(beside, name, 14, "label"))
         parts.append(_text(left - 8, y + 4, str(some.count[i]), "tick", "end"))
         if pair is not None:
             ends = [axes.x(float(found[m].share[i])) for m in pair]
@@ -354,4 +359,4 @@ def by_class(
             kind = "mark" if big else "mark faint"
             parts.append(_dot(axes.x(share), y, 5 if big else 3, f"{kind} {styles[method]}", said))
     sentence = f"{x_name} by class; the table below has the numbers"
-    return _figure(width, height, sentence, parts)
+    return _figure(width, bottom + 8, sentence, parts)

@@ -52,7 +52,7 @@
       ...(data.frames ? [{ key: 'frames', text: 'frames', extra: true, of: (row) => data.frames[row] }] : []),
       // From surely right to surely wrong.
       ...shown.map((m) => ({
-        key: `m${m}`, text: data.methods[m], method: m,
+        key: `m${m}`, text: data.methods[m] + (data.multilabel ? ', LRAP' : ''), method: m,
         of: (row) => (data.multilabel ? score[m][row] : (right(m, row) ? 1 : -1) * sure[m][row]),
       })),
     ];
@@ -247,11 +247,15 @@
         const points = Array.from(values, (b, i) => `${x(song.ends[i]).toFixed(1)},${at(b).toFixed(1)}`);
         if (values.length === 1) points.unshift(`${left},${at(values[0]).toFixed(1)}`);
         put('polyline', { points: points.join(' '), class: `belief ${kindOf(song, k)}` });
-        ends.push({ k, y: at(values[values.length - 1]) });
+        // Others that are drawn are not named: there is no room.
+        if (kindOf(song, k) !== 'third' || truth.has(data.classes[k])) ends.push({ k, y: at(values[values.length - 1]) });
       });
       ends.sort((a, b) => a.y - b.y);
-      ends.forEach((one, i) => {
-        one.y = Math.max(one.y, i ? ends[i - 1].y + 12 : y - 2);
+      ends.forEach((one, i) => { one.y = Math.max(one.y, i ? ends[i - 1].y + 12 : y - 2); });
+      let lowest = y + tall + 4;
+      ends.reverse().forEach((one) => {
+        one.y = Math.min(one.y, lowest);
+        lowest = one.y - 12;
         const name = data.classes[one.k];
         put('text', { x: end + 6, y: one.y + 4, class: `${kindOf(song, one.k)}${truth.has(name) ? ' truth' : ''}` }, (truth.has(name) ? '\u2605 ' : '') + short(name, width < 460 ? 7 : 11));
       });
