@@ -213,9 +213,11 @@ class BenchmarkResult:
             "timelines": self.timelines,
         }
         for name, found in tables.items():
+            path = Path(folder) / f"{name}.parquet"
             if found is None:
+                path.unlink(missing_ok=True)  # of an earlier benchmark
                 continue
-            with atomic_write(Path(folder) / f"{name}.parquet") as temporary:
+            with atomic_write(path) as temporary:
                 pq.write_table(found, temporary, compression="zstd", write_page_checksum=True)
 
 
@@ -239,7 +241,7 @@ def read_results(folder: str | os.PathLike[str]) -> BenchmarkResult:
     results = _read_table(Path(folder) / "results.parquet", RESULTS.names)
     about = json.loads(results.schema.metadata[METADATA_KEY])
     names = predictions_schema(multilabel=False).names
-    predictions = _read_table(Path(folder) / "predictions.parquet", names)
+    predictions = _read_table(Path(folder) / "predictions.parquet", names, results)
     told = Path(folder) / "timelines.parquet"
     found = BenchmarkResult(
         results=results,
@@ -248,7 +250,7 @@ def read_results(folder: str | os.PathLike[str]) -> BenchmarkResult:
         classes=tuple(about["classes"]),
         left_out={why: tuple(songs["first"]) for why, songs in about["left_out"].items()},
         notes=tuple(about["notes"]),
-        timelines=_read_table(told, TIMELINES) if told.exists() else None,
+        timelines=_read_table(told, TIMELINES, results) if told.exists() else None,
     )
     try:
         return replace(found, comparisons=tuple(_read_comparisons(found, about)))
@@ -257,8 +259,8 @@ def read_results(folder: str | os.PathLike[str]) -> BenchmarkResult:
         raise ResultsError(what, file=Path(folder) / "results.parquet") from None
 
 
-def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Table of a benchmark with these columns and its provenance."""
+def _read_table(path: Path, columns: Sequence[str], beside: pa.Table | None = None) -> pa.Table:
+    """Table of a benchmark with these columns and its provenance, that of the one beside it."""
     try:
         found = pq.read_table(path, page_checksum_verification=True)
         about = json.loads((found.schema.metadata or {}).get(METADATA_KEY, b"{}"))
@@ -271,6 +273,8 @@ def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
     if missing or found.num_rows == 0:
         what = f"{missing[0]} is missing" if missing else "it has no row"
         raise ResultsError(f"is no table of a benchmark: {what}", file=path)
+    if beside is not None and found.schema.metadata != beside.schema.metadata:
+        raise ResultsError("is of another benchmark than results.parquet", file=path)
     return found
 
 

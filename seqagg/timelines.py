@@ -141,7 +141,12 @@ def make_timelines(
     Returns
     -------
     pyarrow.Table
-        One row per scored song, of `timelines_schema`.
+        One row per scored song: ``song_id``, ``n_frames``, ``early_marks`` and, by method,
+        ``early_score`` at them. Where a song has details, also ``log_odds`` of its frames and
+        their ``start`` in seconds, if known; ``marks``; ``toward`` and ``against``, the classes it
+        is between; and by method ``belief`` at the marks (in the order of the classes),
+        ``contribution`` of the stretch that ends there, ``state`` of every frame, and
+        ``shuffled``, what the one class gets when the frames are shuffled.
     """
     shown = [m for m in runs if m == AVERAGING or m in learnt]
     best = _best(problem, runs, learnt)

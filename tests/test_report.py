@@ -162,6 +162,16 @@ def test_files_that_cannot_be(tmp_path: Path) -> None:
         read_results(tmp_path)
 
 
+def test_tables_of_two_benchmarks_are_not_mixed(tmp_path: Path) -> None:
+    made(20).write(tmp_path)
+    made(20, timelines=False).write(tmp_path)
+    assert read_results(tmp_path).timelines is None, "those of the first are gone"
+    made(20, methods=("mean", "gru"), timelines=False).write(tmp_path / "other")
+    (tmp_path / "other" / "predictions.parquet").rename(tmp_path / "predictions.parquet")
+    with pytest.raises(ResultsError, match=r"predictions.parquet: is of another benchmark"):
+        read_results(tmp_path)
+
+
 def test_a_flipped_bit_is_seen(tmp_path: Path) -> None:
     made(200).write(tmp_path)
     path = tmp_path / "timelines.parquet"
@@ -207,6 +217,14 @@ def test_whatever_was_compared_there_is_a_headline(methods: tuple[str, ...]) -> 
         assert (
             f'<span class="key m{methods.index(method)}" aria-hidden="true"></span>{method}' in page
         )
+
+
+def test_averages_alone_have_timelines_too() -> None:
+    songs = mixed_songs(30)
+    result = benchmark(songs, ["majority", "mean", "logodds"], cv=2, timelines=30, n_resamples=50)
+    lines = pack_timelines(result, find_answers(result))[1]
+    assert len(lines) == 30
+    assert lines[0] in build_page(result)
 
 
 def test_a_song_told_in_words_says_what_the_tables_say() -> None:

@@ -174,4 +174,4 @@ def _why(song: dict[str, Any], best: str, k: int) -> Iterator[str]:
     if abs(shuffled - played) > 0.25 * played:
         yield f"The order of its frames is why: {told}."
     else:
-        yield f"Their order is not why: {told}. Such frames meant that in the songs learnt from."
+        yield f"Their order is not why: {told}. It has learnt what such frames stand for."
