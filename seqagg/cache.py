@@ -15,8 +15,8 @@ import json
 import mmap
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -63,33 +63,163 @@ def write_cache(songs: Songs, path: str | os.PathLike[str]) -> None:
     CacheError
         When the songs do not fit the format, or the suffix is another.
     """
-    target = Path(path)
-    if target.suffix not in SUFFIXES:
-        raise CacheError(f"a cache ends in {' or '.join(SUFFIXES)}", file=path)
-    table = _to_table(songs, target)
-    with atomic_write(target) as temporary:
-        if target.suffix == ".arrow":
-            with (
-                pa.OSFile(os.fspath(temporary), "wb") as sink,
-                pa.ipc.new_file(sink, table.schema) as writer,
-            ):
-                writer.write_table(table)
+    with CacheWriter(path) as cache:
+        cache.write(songs)
+
+
+class CacheWriter:
+    """A cache file that is written some songs at a time, whole or not at all.
+
+    The file appears under its name when the block ends well. A batch of songs is held until there
+    are enough of them to be read at once; the same songs in the same batches give the same bytes.
+
+    Parameters
+    ----------
+    path : path-like
+        Ends in ``.parquet`` or ``.arrow``.
+
+    Attributes
+    ----------
+    n_songs, n_frames : int
+        What was written so far.
+
+    Raises
+    ------
+    CacheError
+        When the suffix is another, or no songs were written.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     with CacheWriter(folder + "/songs.parquet") as cache:
+    ...         for name in ["one", "two"]:
+    ...             cache.write(Songs([[0.5, -0.5]], [0, 1], columns=["jig", "reel"], ids=[name]))
+    ...     read_cache(folder + "/songs.parquet").ids.tolist()
+    ['one', 'two']
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        if self._path.suffix not in SUFFIXES:
+            raise CacheError(f"a cache ends in {' or '.join(SUFFIXES)}", file=path)
+        self.n_songs = self.n_frames = 0
+        self._names = Names()
+        self._schema: pa.Schema | None = None
+        self._writer: Any = None
+        self._waiting: list[pa.Table] = []
+        self._n_scores = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> CacheWriter:
+        self._temporary = self._stack.enter_context(atomic_write(self._path))
+        return self
+
+    def write(self, songs: Songs) -> None:
+        """Add songs, whose columns, kind, task, note and fields are those of the first ones.
+
+        Raises
+        ------
+        CacheError
+            When they do not fit the format or the songs before, or a song is there already.
+        """
+        table = _to_table(songs, self._path)
+        if self._writer is None:
+            self._open(table.schema)
+        self._check(table.schema)
+        twice = self._names.add(table["song_id"])
+        if twice is not None:
+            name = table["song_id"][twice].as_py()
+            raise CacheError(f"song {name!r} stands there twice", file=self._path, song=name)
+        self.n_songs += len(songs)
+        self.n_frames += len(songs.values)
+        self._waiting.append(table)
+        self._n_scores += songs.values.size
+        if 4 * self._n_scores >= _ROW_GROUP_BYTES:
+            self._flush()
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if kind is not None:
+            self._stack.__exit__(kind, *error)
             return
-        bytes_per_song = 4 * songs.values.size // max(len(songs), 1) + 1
+        with self._stack:
+            if self._writer is None:
+                raise CacheError("there is no song to write", file=self._path)
+            self._flush()
+
+    def _open(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        if self._path.suffix == ".arrow":
+            sink = self._stack.enter_context(pa.OSFile(os.fspath(self._temporary), "wb"))
+            self._writer = self._stack.enter_context(pa.ipc.new_file(sink, schema))
+            return
         # Scores do not repeat, so a dictionary only costs; splitting the bytes of the floats
         # lets zstd see the exponents together.
         encodings = {"scores.list.element.list.element": "BYTE_STREAM_SPLIT"}
-        if songs.start is not None:
+        if "start" in schema.names:
             encodings["start.list.element"] = "BYTE_STREAM_SPLIT"
-        pq.write_table(
-            table,
-            temporary,
+        writer = pq.ParquetWriter(
+            self._temporary,
+            schema,
             compression="zstd",
-            use_dictionary=[n for n in ("label", "group", "split") if n in table.column_names],
+            use_dictionary=[n for n in ("label", "group", "split") if n in schema.names],
             column_encoding=encodings,
             write_page_checksum=True,
-            row_group_size=max(1, _ROW_GROUP_BYTES // bytes_per_song),
         )
+        self._writer = self._stack.enter_context(writer)
+
+    def _check(self, schema: pa.Schema) -> None:
+        assert self._schema is not None
+        for name in _COLUMNS:
+            if (name in schema.names) != (name in self._schema.names):
+                raise CacheError("some songs have it, others not", file=self._path, column=name)
+        first, other = (json.loads(s.metadata[_METADATA_KEY]) for s in (self._schema, schema))
+        for key in first:
+            if first[key] != other[key]:
+                raise CacheError(f"songs differ in {key}", file=self._path)
+
+    def _flush(self) -> None:
+        """Write what waits, in row groups of about the same size."""
+        if not self._waiting:
+            return
+        table = pa.concat_tables(self._waiting)
+        n_groups = max(1, round(4 * self._n_scores / _ROW_GROUP_BYTES))
+        if self._path.suffix == ".arrow":
+            self._writer.write_table(table.combine_chunks())
+        else:
+            self._writer.write_table(table, max(1, -(-len(table) // n_groups)))
+        self._waiting, self._n_scores = [], 0
+
+
+class Names:
+    """Names that were met, as 8 bytes each, so that those of many million songs may be held.
+
+    That two of a hundred million different names share their 64 bits happens once in 3,700 times;
+    and then in this process alone.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[npt.NDArray[np.int64]] = []  # each sorted, each shorter than the last
+
+    def add(self, names: Iterable[Any]) -> int | None:
+        """Add names, of text or Arrow; return the position of the first that was met before."""
+        text = names.to_pylist() if isinstance(names, pa.Array | pa.ChunkedArray) else names
+        new = np.fromiter(map(hash, text), np.int64)
+        order = np.argsort(new, kind="stable")
+        run = new[order]
+        met = np.zeros(len(new), dtype=bool)
+        met[order[1:]] = run[1:] == run[:-1]
+        for known in self._runs:
+            place = np.minimum(np.searchsorted(known, new), len(known) - 1)
+            met |= known[place] == new
+        if met.any():
+            return int(np.argmax(met))
+        if len(run):
+            self._runs.append(run)
+        while len(self._runs) > 1 and len(self._runs[-1]) >= len(self._runs[-2]):
+            both = np.concatenate([self._runs.pop(), self._runs.pop()])
+            self._runs.append(np.sort(both, kind="stable"))
+        return None
 
 
 def read_cache(path: str | os.PathLike[str]) -> Songs:
