@@ -20,6 +20,7 @@ from seqagg.commands.benchmark import benchmark
 from seqagg.commands.completion import completion
 from seqagg.commands.export import export
 from seqagg.commands.fit import fit
+from seqagg.commands.frames import frames
 from seqagg.commands.inspect import inspect
 from seqagg.commands.methods import methods
 from seqagg.commands.predict import predict
@@ -106,5 +107,16 @@ def main() -> None:
     """
 
 
-for _command in (inspect, benchmark, fit, predict, methods, stream, export, report, completion):
+for _command in (
+    inspect,
+    benchmark,
+    fit,
+    predict,
+    methods,
+    stream,
+    export,
+    report,
+    completion,
+    frames,
+):
     main.add_command(_command)

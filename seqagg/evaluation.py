@@ -15,7 +15,7 @@ taken alone.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from scipy.stats import binomtest
 from sklearn import metrics
 
 from seqagg.errors import ParameterError, SongError
+from seqagg.folds import group_indices as group_indices
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -388,23 +389,6 @@ def calibration_error(y: Any, probability: Any, classes: Any, n_bins: int = 15) 
     bin_of = np.digitize(confidence, np.arange(1, n_bins) / n_bins, right=True)
     distance = np.bincount(bin_of, weights=confidence - right)  # times the songs in the bin
     return float(np.abs(distance).sum() / len(truth))
-
-
-def group_indices(groups: Iterable[Any] | None, n_songs: int) -> Ints:
-    """Index of each song's group, numbered by first appearance, shape (n_songs,).
-
-    A song whose group is unknown (None, or NaN as pandas has it) is a group of its own.
-    """
-    if groups is None:
-        return np.arange(n_songs)
-    listed = groups.tolist() if isinstance(groups, np.ndarray) else list(groups)
-    if len(listed) != n_songs:
-        raise ParameterError(f"{len(listed)} groups for {n_songs} songs")
-    keys: list[Hashable] = [
-        ("song", i) if _is_missing(group) else ("group", group) for i, group in enumerate(listed)
-    ]
-    index: dict[Hashable, int] = {}
-    return np.array([index.setdefault(key, len(index)) for key in keys], dtype=np.int64)
 
 
 def _is_missing(value: Any) -> bool:

@@ -13,6 +13,8 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from seqagg.errors import CacheError
+
 try:
     import fcntl
 except ImportError:  # Windows: no advisory locks, so nothing is swept there
@@ -53,6 +55,29 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         os.close(descriptor)
+
+
+def only_one(path: str | os.PathLike[str]) -> int:
+    """Be the only process that holds a lock file, or say that another one does.
+
+    Returns
+    -------
+    int
+        Descriptor; to close it is to give the lock back, and so is to die.
+
+    Raises
+    ------
+    CacheError
+        Another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise CacheError("another process is at work here", file=Path(path).parent) from None
+    return descriptor
 
 
 def _create_locked(target: Path) -> tuple[Path, int]:

@@ -10,9 +10,13 @@ learn from and the songs held out; the held-out parts together are all songs, ea
 from __future__ import annotations
 
 import warnings
+from collections.abc import Hashable, Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from seqagg.errors import ParameterError
 
 Ints = npt.NDArray[np.int64]
 Fold = tuple[Ints, Ints]
@@ -57,6 +61,24 @@ def grouped_folds(y: Ints, groups: Ints, n_folds: int, seed: int) -> list[Fold]:
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         folds = list(splitter.split(np.empty(len(y)), y, None if alone else groups))
     return [(learn, held) for learn, held in folds if len(learn) and len(held)]
+
+
+def group_indices(groups: Iterable[Any] | None, n_songs: int) -> Ints:
+    """Index of each song's group, numbered by first appearance, shape (n_songs,).
+
+    A song whose group is unknown (None, or NaN as pandas has it) is a group of its own.
+    """
+    if groups is None:
+        return np.arange(n_songs)
+    listed = groups.tolist() if isinstance(groups, np.ndarray) else list(groups)
+    if len(listed) != n_songs:
+        raise ParameterError(f"{len(listed)} groups for {n_songs} songs")
+    keys: list[Hashable] = [
+        ("song", i) if group is None or group != group else ("group", group)
+        for i, group in enumerate(listed)
+    ]
+    index: dict[Hashable, int] = {}
+    return np.array([index.setdefault(key, len(index)) for key in keys], dtype=np.int64)
 
 
 def _rarest(indicator: Ints) -> Ints:

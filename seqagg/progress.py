@@ -95,19 +95,20 @@ def _rate(per_second: float) -> str:
 
 
 @contextlib.contextmanager
-def counted(text: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def counted(text: str, unit: str) -> Iterator[Callable[[int, int | None], None]]:
     """Report work of many small things: call what this gives with how many are done, and of all.
 
-    Drawn, with how many are done in a second, once it has taken two.
+    Drawn, with how many are done in a second, once it has taken two. None = nobody knows of how
+    many.
     """
     display = _display.get()
     if display is None:
         yield lambda done, total: None
         return
     start = monotonic()
-    bar = display.add_task(text, visible=False, rate="")
+    bar = display.add_task(text, total=None, visible=False, rate="")
 
-    def report(done: int, total: int) -> None:
+    def report(done: int, total: int | None) -> None:
         seconds = monotonic() - start
         if seconds >= _PATIENCE:
             rate = f"{text}, {done / seconds:,.0f} {unit} a second"

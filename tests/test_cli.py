@@ -171,6 +171,7 @@ COMMANDS = [
     "completion",
     "export",
     "fit",
+    "frames",
     "inspect",
     "methods",
     "predict",
