@@ -232,9 +232,11 @@ def _collect(
     known, sides, own = source.labels(task, columns), source.field("split"), source.field("groups")
     if known is None:
         raise ParameterError("labels are missing: there is nothing to learn")
-    for_training = [side == "train" for side in sides] if sides else [True] * len(songs)
-    labelled = [label is not None for label in known]
-    training = np.flatnonzero(np.array(labelled) & np.array(for_training))
+    taught = [
+        label is not None and (sides is None or sides[i] == "train")
+        for i, label in enumerate(known)
+    ]
+    training = np.flatnonzero(taught)
     if not len(training):
         raise SongError("no training song has a label")
     sets = [(label,) if isinstance(label, str) else label or () for label in known]
