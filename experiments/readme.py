@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from experiments import big_table, embedded, end_to_end, known_limit, leak, learning_curve
+from experiments import big_table, digits, embedded, end_to_end, known_limit, leak, learning_curve
 from experiments.runs import AVERAGING, METHODS, RESULTS, first_line
 from experiments.tables import Results, interval, points
 from seqagg.files import atomic_write
@@ -260,6 +260,33 @@ def end_to_end_table(folder: Path) -> list[str]:
     return [*markdown(header, lines), "", f"Means over seeds ({seeds:.0f}); 95 % intervals."]
 
 
+def digits_table(folder: Path) -> list[str]:
+    """Methods by rows, who speaks in the test by columns: accuracy, gain on averaging."""
+    results = _results(digits, folder)
+    shown = [own for own in digits.SPEAKERS if own in results.summed("speakers")]
+    if not shown:
+        return []
+    lines, n_songs = [], dict.fromkeys(shown, 0.0)
+    for method in METHODS:
+        rows = {own: results.metrics.get((own, method, None), {}) for own in shown}
+        if any(rows.values()):
+            lines.append([f"`{method}`", *(_digits_cell(row) for row in rows.values())])
+            n_songs |= {own: row["n_songs"] for own, row in rows.items() if row}
+    header = ["accuracy, %", *(f"{own}<br>{n_songs[own]:,.0f} recordings" for own in shown)]
+    note = (
+        "Below it the paired difference from `logodds` in points, with its 95 % interval; for new "
+        "speakers all recordings of a speaker are drawn together, and there are but six."
+    )
+    return [*markdown(header, lines), "", note]
+
+
+def _digits_cell(row: Metrics) -> str:
+    if not row:
+        return ""
+    gain = _difference(row, "accuracy_minus_logodds")
+    return points(row["accuracy"]) + (f"<br>{gain}" if gain else "")
+
+
 SPEED_ROWS = (
     ("mean", "", 60000, None, "mean over frames"),
     ("log-odds", "", 60000, None, "mean log-odds of probabilities"),
@@ -315,6 +342,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "known-limit": known_limit_table,
     "leak": leak_table,
     "end-to-end": end_to_end_table,
+    "digits": digits_table,
     "speed": speed_table,
 }
 """Name of a table -> its lines, from the folder of results."""

@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.io import wavfile
 
 from experiments import (
     big_table,
     caches,
+    digits,
     embedded,
     end_to_end,
     known_limit,
@@ -25,13 +27,15 @@ from experiments import (
     learning_curve,
     readme,
     runs,
+    speech,
 )
 from experiments.caches import Cache, find_caches
 from experiments.pictures import cliques, draw_ranks
 from experiments.tables import Outcome, Results, compare_runs
-from experiments.tunes.store import save_json
+from experiments.tunes import stages
+from experiments.tunes.store import load_json, save_json
 from seqagg import MeanLogOdds, Songs, write_cache
-from tests.conftest import order_free_songs, order_songs
+from tests.conftest import assert_same_songs, order_free_songs, order_songs
 from tests.reference import hmm_log_likelihood_by_enumeration
 
 METHODS = "mean,logodds,stack,gru"
@@ -401,6 +405,10 @@ def test_known_limit(tmp_path, capsys):
 # The songs that come with seqagg.
 
 
+def not_again(*given: Any, **options: Any) -> None:
+    pytest.fail("what was computed is computed again")
+
+
 def tunes_of_two_sounds(work: Path) -> Songs:
     """Work directory of `experiments.tunes`, and frame scores of its songs.
 
@@ -465,6 +473,118 @@ def test_end_to_end_without_spectrograms_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(end_to_end, "embedded_cache", lambda: Cache("tunes", order_songs(4), "0"))
     with pytest.raises(SystemExit, match="no spectrograms; python -m"):
         end_to_end.main(["--quick", "--work", str(tmp_path), "--out", str(tmp_path)])
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras
+def test_tunes_are_scored_out_of_fold(tmp_path, monkeypatch):
+    tunes_of_two_sounds(tmp_path)
+    known = load_json(tmp_path / "tunes.json")
+    songs = [
+        song | {"fold": -1 if song["split"] == "test" else i % 4} for i, song in enumerate(known)
+    ]
+    found = stages.make_scores(tmp_path, songs, stages.Settings(epochs=1), jobs=1)
+    assert found.fold.tolist() == [song["fold"] for song in songs]
+    assert found.labels.tolist() == [song["genre"] for song in songs]
+    lengths = [1 + i % 3 for i in range(24)]
+    assert found.lengths.tolist() == lengths
+    assert_allclose(found.values.sum(axis=1), 1, atol=1e-5)
+    # Once scored they are not scored again.
+    monkeypatch.setattr(stages.classifier, "train", not_again)
+    again = stages.make_scores(tmp_path, songs, stages.Settings(epochs=1), jobs=1)
+    assert_same_songs(again, found)
+
+
+# Spoken digits.
+
+
+def test_a_tone_is_loud_in_its_own_band():
+    rate = 8000
+    mels = np.linspace(*(2595 * np.log10(1 + np.array([60, 3800]) / 700)), speech.N_MELS + 2)
+    centres = 700 * (10 ** (mels[1:-1] / 2595) - 1)
+    for band in (5, 16, 28):
+        time = np.arange(rate) / rate
+        sound = np.sin(2 * np.pi * centres[band] * time) * (time < 0.5)
+        spectrogram = speech.log_mel(sound.astype(np.float32), rate)
+        assert spectrogram.shape == (98, speech.N_MELS)  # 25 ms every 10 ms of a second
+        assert spectrogram[:45].mean(axis=0).argmax() == band
+        assert_allclose(spectrogram.mean(axis=0), 0, atol=1e-4)
+
+
+def test_frames_are_cut_one_after_the_other():
+    steps = np.arange(13 * 3, dtype=np.float32).reshape(13, 3)
+    frames = speech.cut_frames(steps)
+    assert frames.shape == (3, speech.FRAME_STEPS, 3)
+    for i, frame in enumerate(frames):
+        assert_array_equal(frame, steps[2 * i : 2 * i + 8])
+    short = speech.cut_frames(steps[:5])
+    assert_array_equal(short[0], steps[[0, 1, 2, 3, 4, 4, 4, 4]])
+
+
+def spoken_tones(folder: Path) -> Path:
+    """Digits that differ in the order of two tones, by three speakers who differ in pitch."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    time = np.arange(1600) / 8000
+    for digit, tones in enumerate([(500, 1500), (1500, 500), (1500, 1500)]):
+        for speaker, pitch in (("ann", 1.0), ("bob", 1.1), ("cy", 1.2)):
+            for index in range(2, 9):
+                sound = np.concatenate([np.sin(2 * np.pi * f * pitch * time) for f in tones])
+                sound = 8000 * sound + rng.normal(scale=300, size=len(sound))
+                name = f"{digit}_{speaker}_{index}.wav"
+                wavfile.write(folder / name, 8000, sound.astype(np.int16))
+    return folder
+
+
+def test_digits(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(digits, "QUICK_NETWORK", {"epochs": 10, "seed": 0})
+    arguments = ["--data", str(spoken_tones(tmp_path / "data")), "--out", str(tmp_path), "--quick"]
+    arguments += ["--methods", "logodds,stack", "--work", str(tmp_path / "work")]
+    digits.main(arguments)
+    lines = said(capsys)
+    assert lines[0].endswith("?")
+    assert lines[-1].startswith("seen speakers: ")
+    rows = rows_of(tmp_path / "digits.parquet")
+    assert list(rows[0]) == ["speakers", "method", "seed", "metric", "value"]
+    means = {
+        (row["speakers"], row["method"], row["metric"]): row["value"]
+        for row in rows
+        if row["seed"] is None
+    }
+    # Index 3 and 4 are the test; each speaker is the test once.
+    for speakers, n_songs in (("seen speakers", 3 * 3 * 2), ("new speakers", 3 * 3 * 5)):
+        assert means[speakers, "stack", "n_songs"] == n_songs
+        assert means[speakers, "stack", "accuracy"] > 0.8
+    table = readme.digits_table(tmp_path)
+    assert table[0] == (
+        "| accuracy, % | seen speakers<br>18 recordings | new speakers<br>45 recordings |"
+    )
+    # Nothing is trained or computed again.
+    monkeypatch.setattr(speech, "train", not_again)
+    digits.main(arguments)
+    assert said(capsys)[1:] == lines[-1:]
+
+
+def test_nobody_judges_who_has_trained(tmp_path):
+    """The models behind the scores of a speaker's turn have not seen the speaker."""
+    recordings = speech.Recordings(spoken_tones(tmp_path / "data"), digits.QUICK_INDICES)
+    turns = digits.score_frames(recordings, {"epochs": 1, "seed": 0}, tmp_path / "work")
+    assert len(turns[digits.NEW]) == 3
+    for songs in turns[digits.NEW]:
+        sides = [set(songs.groups[songs.split == side]) for side in ("train", "test")]
+        assert len(sides[1]) == 1
+        assert not sides[0] & sides[1]
+        for speaker in sides[0]:
+            assert len(set(songs.fold[songs.groups == speaker])) == 1
+    (seen,) = turns[digits.SEEN]
+    assert {name.split("_")[2] for name in seen.ids[seen.split == "test"]} == {"3", "4"}
+
+
+def test_a_folder_without_recordings_is_one_line(tmp_path):
+    for name in (None, "a_b_c.wav"):
+        if name:
+            (tmp_path / name).touch()
+        with pytest.raises(SystemExit, match=r"digit_speaker_index\.wav"):
+            digits.main(["--data", str(tmp_path), "--quick", "--out", str(tmp_path)])
 
 
 def test_embedded(tmp_path, monkeypatch, capsys):
@@ -567,5 +687,5 @@ def test_big_table_and_learning_curve_in_the_readme(data, tmp_path):
 
 
 def test_every_script_asks_a_question_in_its_first_line():
-    for script in (big_table, embedded, known_limit, leak, learning_curve, readme):
+    for script in (big_table, digits, embedded, known_limit, leak, learning_curve, readme):
         assert runs.first_line(script.__doc__).endswith("?"), script.__name__

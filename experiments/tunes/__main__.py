@@ -35,10 +35,10 @@ def main(arguments: list[str] | None = None) -> None:
         "spectrograms",
         lambda: stages.make_spectrograms(options.work, songs, settings, options.jobs),
     )
-    timed(
-        "predictions", lambda: stages.make_predictions(options.work, songs, settings, options.jobs)
+    scores = timed(
+        "scores", lambda: stages.make_scores(options.work, songs, settings, options.jobs)
     )
-    timed("cache", lambda: stages.make_cache(options.work, songs, options.out))
+    timed("cache", lambda: stages.make_cache(scores, options.out))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -7,81 +7,39 @@ than half of the frames right, and is surer than it should be.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.tunes.spectrogram import FLOOR, FRAME_STEPS, N_MELS, Spectrogram, cut_frames
-from experiments.tunes.store import save_arrays
+from experiments.tunes.spectrogram import FLOOR, FRAME_STEPS, N_MELS, Spectrogram
+from experiments.tunes.tunes import GENRES
 
 CHANNELS = 8
 LEARNING_RATE = 2e-3
 TRAINING_BATCH, PREDICTION_BATCH = 128, 512
 
 
-@dataclass(frozen=True)
-class Task:
-    """Train on some songs, score others.
-
-    Attributes
-    ----------
-    work : Path
-        The work directory, see `store`.
-    name : str
-        Of the file with the scores, in its folder ``predictions``.
-    train : list of (song_id, genre number)
-        Songs to train on.
-    score : list of song_id
-        Songs to score.
-    n_genres, epochs, seed : int
-        Columns, passes over the training frames, and the seed of weights and shuffling.
-    """
-
-    work: Path
-    name: str
-    train: list[tuple[str, int]]
-    score: list[str]
-    n_genres: int
-    epochs: int
-    seed: int
-
-    @property
-    def result(self) -> Path:
-        """File with the scores."""
-        return self.work / "predictions" / f"{self.name}.npz"
-
-
-def run(task: Task) -> str:
-    """Train, score and store; return the task's name."""
-    songs = [_load(task.work, song_id) for song_id, _ in task.train]
-    genres = np.repeat([genre for _, genre in task.train], [len(song) for song in songs])
-    network = train(np.concatenate(songs), genres, task.n_genres, task.epochs, task.seed)
-    songs = [_load(task.work, song_id) for song_id in task.score]
-    save_arrays(
-        task.result,
-        song_id=np.array(task.score),
-        offsets=np.cumsum([0, *map(len, songs)]),
-        probability=predict(network, np.concatenate(songs)),
-    )
-    return task.name
-
-
 def train(
-    frames: Spectrogram, genres: NDArray[np.int64], n_genres: int, epochs: int, seed: int
+    frames: Spectrogram,
+    genres: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    *,
+    epochs: int,
+    seed: int,
 ) -> Any:
-    """Train a network.
+    """Train a network, as `seqagg.frozen.out_of_fold` asks for it.
 
     Parameters
     ----------
     frames : array of shape (n_frames, frame_steps, n_mels)
         In decibels.
     genres : array of shape (n_frames,)
-        Numbers below `n_genres`; every frame has the genre of its song.
-    n_genres, epochs, seed : int
-        As in `Task`.
+        Positions in `tunes.GENRES`; every frame has the genre of its song.
+    groups : array of shape (n_frames,)
+        Of no use here, where nothing is held out.
+    epochs, seed : int
+        Passes over the frames, and the seed of weights and shuffling.
 
     Returns
     -------
@@ -89,7 +47,7 @@ def train(
     """
     keras = _keras()
     keras.utils.set_random_seed(seed)
-    network = build_network(n_genres)
+    network = build_network(len(GENRES))
     steps = epochs * -(-len(frames) // TRAINING_BATCH)
     rate = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
     network.compile(
@@ -99,14 +57,6 @@ def train(
         frames.astype(np.float32), genres, batch_size=TRAINING_BATCH, epochs=epochs, verbose=0
     )
     return network
-
-
-def predict(network: Any, frames: Spectrogram) -> NDArray[np.float32]:
-    """Score frames, shape (n_frames, n_genres)."""
-    probability: NDArray[np.float32] = network.predict(
-        frames.astype(np.float32), batch_size=PREDICTION_BATCH, verbose=0
-    )
-    return probability
 
 
 def build_network(n_genres: int) -> Any:
@@ -123,11 +73,6 @@ def build_network(n_genres: int) -> Any:
         x = layers.Activation("relu")(layers.BatchNormalization(momentum=0.9)(x))
     x = layers.Dropout(0.3)(layers.GlobalAveragePooling2D()(x))
     return _keras().Model(inputs, layers.Dense(n_genres, activation="softmax")(x))
-
-
-def _load(work: Path, song_id: str) -> Spectrogram:
-    stored = np.load(work / "spectrograms" / f"{song_id}.npy", allow_pickle=False)
-    return cut_frames(stored)
 
 
 def _keras() -> Any:

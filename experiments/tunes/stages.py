@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.tunes import classifier, split
-from experiments.tunes.spectrogram import HOP, log_mel
-from experiments.tunes.store import load_arrays, load_json, save_array, save_json
+from experiments.tunes.spectrogram import HOP, Spectrogram, cut_frames, log_mel
+from experiments.tunes.store import load_json, save_array, save_json
 from experiments.tunes.synth import draw_player, render
 from experiments.tunes.tunes import GENRES, find_corpus, read_tunes
+from seqagg import MeanLogOdds, Songs, write_cache
+from seqagg.frozen import out_of_fold
 
 Song = dict[str, Any]
 Scores = NDArray[np.float32]
@@ -74,62 +77,51 @@ def render_one(song: tuple[str, list[Any], int, Path]) -> str:
     return song_id
 
 
-def make_predictions(work: Path, songs: list[Song], settings: Settings, jobs: int) -> None:
+class Spectrograms(Mapping[str, Spectrogram]):
+    """Frames of each song, loaded when they are asked for."""
+
+    def __init__(self, work: Path, songs: list[Song]) -> None:
+        self._folder = work / "spectrograms"
+        self._ids = [song["song_id"] for song in songs]
+
+    def __getitem__(self, song_id: str) -> Spectrogram:
+        """Frames in decibels, shape (n_frames, frame_steps, n_mels)."""
+        return cut_frames(np.load(self._folder / f"{song_id}.npy", allow_pickle=False))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+
+def make_scores(work: Path, songs: list[Song], settings: Settings, jobs: int) -> Songs:
     """Score training songs by networks that have not seen them, test songs by one of all."""
-    train = [song for song in songs if song["split"] == "train"]
-    tasks = []
-    for fold, name in task_names().items():
-        task = classifier.Task(
-            work=work,
-            name=name,
-            train=[(s["song_id"], GENRES.index(s["genre"])) for s in train if s["fold"] != fold],
-            score=[song["song_id"] for song in songs if song["fold"] == fold],
-            n_genres=len(GENRES),
-            epochs=settings.epochs,
-            seed=settings.seed,
-        )
-        if not task.result.exists():
-            tasks.append(task)
-    in_processes(classifier.run, tasks, jobs, every=1)
-
-
-def task_names() -> dict[int, str]:
-    """Names of the files in ``predictions``, by the fold of the songs in them."""
-    return {-1: "test"} | {fold: f"fold-{fold}" for fold in range(N_FOLDS)}
-
-
-def make_cache(work: Path, songs: list[Song], out: Path) -> None:
-    """Gather the scores in the order of the songs and write the cache."""
-    from seqagg import Songs, write_cache
-
-    scores = read_predictions(work)
-    arrays = [rounded(scores[song["song_id"]]) for song in songs]
-    cache = Songs.from_arrays(
-        arrays,
+    known = {name: {song["song_id"]: song[name] for song in songs} for name in songs[0]}
+    return out_of_fold(
+        partial(classifier.train, epochs=settings.epochs, seed=settings.seed),
+        Spectrograms(work, songs),
+        labels=known["genre"],
+        groups=known["group"],
+        split=known["split"],
+        cv=known["fold"],
         columns=GENRES,
         kind="probability",
-        ids=[song["song_id"] for song in songs],
-        labels=[song["genre"] for song in songs],
-        groups=[song["group"] for song in songs],
-        split=[song["split"] for song in songs],
-        fold=np.array([song["fold"] for song in songs]),
-        start=[np.arange(len(array)) * HOP for array in arrays],
         note=NOTE,
+        batch_size=classifier.PREDICTION_BATCH,
+        n_jobs=jobs,
+        work=work / "predictions",
     )
+
+
+def make_cache(scores: Songs, out: Path) -> None:
+    """Round the scores and write the cache."""
+    start = np.concatenate([np.arange(n) * HOP for n in scores.lengths])
+    songs = scores.replace(values=rounded(scores.values), start=start)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_cache(cache, out)
-    describe(songs, arrays)
+    write_cache(songs, out)
+    describe(songs)
     print(f"{out}: {out.stat().st_size:,} bytes")
-
-
-def read_predictions(work: Path) -> dict[str, Scores]:
-    """Frame probabilities by song, from all files of the folder."""
-    scores: dict[str, Scores] = {}
-    for name in task_names().values():
-        stored = load_arrays(work / "predictions" / f"{name}.npz")
-        parts = np.split(stored["probability"], stored["offsets"][1:-1])
-        scores |= dict(zip(stored["song_id"].tolist(), parts, strict=True))
-    return scores
 
 
 def rounded(probability: Scores) -> Scores:
@@ -146,29 +138,22 @@ def rounded(probability: Scores) -> Scores:
     return values.astype(np.float32)
 
 
-def describe(songs: list[Song], arrays: list[Scores]) -> None:
+def describe(songs: Songs) -> None:
     """Print counts, and how often frames and songs are right by the highest column."""
-    counts = Counter((song["genre"], song["split"]) for song in songs)
+    assert songs.labels is not None
+    assert songs.split is not None
+    counts = Counter(zip(songs.labels, songs.split, strict=True))
     for genre in GENRES:
         print(f"{genre:>12}: {counts[genre, 'train']:4} train {counts[genre, 'test']:4} test")
     for side in ("train", "test"):
-        own = [
-            (array, GENRES.index(song["genre"]))
-            for array, song in zip(arrays, songs, strict=True)
-            if song["split"] == side
-        ]
-        frames = np.concatenate([array.argmax(axis=1) == genre for array, genre in own])
-        means = [log_odds(array).mean(axis=0).argmax() == genre for array, genre in own]
+        own = songs[songs.split == side]
+        truth = np.array([GENRES.index(genre) for genre in own.labels])
+        frames = own.values.argmax(axis=1) == np.repeat(truth, own.lengths)
+        right = MeanLogOdds().fit(own).score(own)
         print(
             f"{side}: {len(own)} songs, {len(frames)} frames, {frames.mean():.1%} of them right; "
-            f"{np.mean(means):.1%} of the songs by mean log-odds"
+            f"{right:.1%} of the songs by mean log-odds"
         )
-
-
-def log_odds(probability: Scores) -> NDArray[np.float64]:
-    """Log-odds of probabilities, in nats."""
-    wide = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
-    return np.asarray(np.log(wide) - np.log1p(-wide))
 
 
 def in_processes(function: Callable[[Any], str], calls: list[Any], jobs: int, every: int) -> None:

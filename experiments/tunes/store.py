@@ -9,9 +9,8 @@ Layout, below the directory given with ``--work``:
 - ``spectrograms/<song_id>.npy``: float16, shape (n_steps, 40), the whole song's log-mel
   spectrogram as `spectrogram` describes it; ``spectrogram.cut_frames`` cuts it into the frames
   that were scored;
-- ``predictions/fold-<k>.npz`` and ``predictions/test.npz``: ``song_id``, shape (n_songs,),
-  ``offsets``, shape (n_songs + 1,), and ``probability``, float32, shape (n_frames, n_genres), the
-  frames of song i in rows ``offsets[i]:offsets[i + 1]``, columns in the order of `tunes.GENRES`.
+- ``predictions/fold-<k>.parquet`` and ``predictions/others.parquet``: the frame scores of each
+  fold and of the test songs, caches of seqagg.
 """
 
 from __future__ import annotations
@@ -37,20 +36,9 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
     _replace(path, lambda file: np.save(file, array, allow_pickle=False))
 
 
-def save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
-    """Write named arrays as ``.npz``."""
-    _replace(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
-
-
 def load_json(path: Path) -> Any:
     """Read what `save_json` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Read what `save_arrays` wrote."""
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
 
 
 def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
