@@ -5,6 +5,7 @@ Truth is what the libraries give for a song by itself, and loops over songs.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -30,7 +31,7 @@ from sklearn.svm import SVC, LinearSVC
 
 import seqagg
 from seqagg import CacheError, ParameterError, SongError, Songs
-from seqagg.frozen import score_songs, score_to_cache, store
+from seqagg.frozen import score_songs, score_to_cache, scoring, store
 from seqagg.frozen.models import frame_model
 from seqagg.logodds import to_log_odds
 from tests.conftest import assert_same_songs
@@ -582,6 +583,23 @@ def test_a_models_own_error_says_where() -> None:
     with pytest.raises(RuntimeError, match="out of memory") as caught:
         score(broken)
     assert "the first of song 'song 0'" in caught.value.__notes__[0]
+
+
+def test_progress_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int | None]] = []
+
+    @contextlib.contextmanager
+    def counted(text: str, unit: str) -> Iterator[Any]:
+        assert (text, unit) == ("scoring", "frames")
+        yield lambda done, total: seen.append((done, total))
+
+    monkeypatch.setattr(scoring, "counted", counted)
+    values, ids = flat(FRAMES)
+    score(softmax, values, ids, batch_size=20)
+    assert seen == [(20, 50), (40, 50), (50, 50)]
+    seen.clear()
+    score(frames=in_pieces(FRAMES), batch_size=40)
+    assert seen == [(40, None), (50, None)]
 
 
 # Into a cache.

@@ -244,6 +244,17 @@ def test_quiet_draws_nothing_until_it_ends(terminal: Terminal) -> None:
         terminal.until("work")
 
 
+def test_nobody_need_know_how_much_there_is(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress, "monotonic", lambda: now)
+    with terminal.plugged_in(), shown(), counted("scoring", "frames") as report:
+        now = 104.0
+        report(6_000, None)
+        assert "scoring, 1,500 frames a second" in terminal.until("6000/?")
+
+
 def test_counted_work_is_silent_unless_shown(capsys: pytest.CaptureFixture[str]) -> None:
     with counted("predict", "songs") as report:
         report(1, 2)

@@ -177,15 +177,14 @@ class Scorer:
             )
 
     def _probe(self, block: Block, scores: Floats) -> None:
-        """Ask again for some frames: once the same, once alone and the other way round."""
-        again = self._ask(block)
-        if not _alike(again, scores):
+        """Ask for some frames alone: twice, and the other way round."""
+        few = block[: min(_PROBED, (len(block) + 1) // 2)]
+        if not _alike(self._ask(few), self._ask(few)):
             raise ParameterError(
                 "the same frames get other scores when they are scored again: is dropout on, or "
                 "are the frames shuffled? (check=False if it must be so)"
             )
-        few = block[: min(_PROBED, (len(block) + 1) // 2)][::-1]
-        if not _alike(self._ask(few)[::-1], scores[: len(few)]):
+        if not _alike(self._ask(few[::-1])[::-1], scores[: len(few)]):
             raise ParameterError(
                 "a frame gets other scores in other company: does the model normalise over the "
                 "batch, or does it take the frames in an order of its own? (check=False if it "

@@ -22,9 +22,6 @@ from seqagg.logodds import Task
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
-Names = dict[str, int]
-"""Song -> its number, in order."""
-
 _ROWS = 4096
 """Frames that are taken out of one array at a time."""
 
@@ -38,14 +35,14 @@ class Block:
     frames : ndarray of shape (n_frames, ...)
     codes, ranks : ndarray of int, shape (n_frames,)
         Number of each frame's song, and position of the frame in it.
-    names : dict of str to int
-        Songs met so far.
+    names : list of str
+        Songs met so far, by their number.
     """
 
     frames: Array
     codes: Ints
     ranks: Ints
-    names: Names
+    names: list[str]
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -55,7 +52,7 @@ class Block:
 
     def song(self, row: int) -> str:
         """Name of a frame's song."""
-        return list(self.names)[int(self.codes[row])]
+        return self.names[int(self.codes[row])]
 
     @staticmethod
     def join(blocks: Sequence[Block]) -> Block:
@@ -70,7 +67,7 @@ class Block:
         )
 
 
-_EMPTY = Block(np.empty((0, 1)), np.empty(0, np.int64), np.empty(0, np.int64), {})
+_EMPTY = Block(np.empty((0, 1)), np.empty(0, np.int64), np.empty(0, np.int64), [])
 
 
 class NamedFrames:
@@ -92,7 +89,7 @@ class NamedFrames:
 
     Attributes
     ----------
-    names : dict of str to int
+    names : list of str
         Songs in the order in which they came, complete once `blocks` has gone through.
     n_frames : int or None
         None where nobody knows yet.
@@ -106,7 +103,8 @@ class NamedFrames:
         fields: Mapping[str, Any] | None = None,
         features: Sequence[str] | None = None,
     ) -> None:
-        self.names: Names = {}
+        self.names: list[str] = []
+        self._numbers: dict[str, int] = {}
         self.n_frames: int | None = None
         self._fields = {what: value for what, value in (fields or {}).items() if value is not None}
         self._shape: tuple[int, ...] | None = None
@@ -196,7 +194,7 @@ class NamedFrames:
         found: dict[int, Any] = {}
         for code, value in zip(self._codes.tolist(), values, strict=True):
             if found.setdefault(code, value) != value:
-                song = list(self.names)[code]
+                song = self.names[code]
                 raise SongError(f"its frames have {what} {found[code]!r} and {value!r}", song=song)
         return [found[code] for code in range(len(self.names))]
 
@@ -260,7 +258,11 @@ class NamedFrames:
         self._codes = np.fromiter(codes, np.int64, len(ids))
 
     def _add(self, song: str) -> int:
-        return self.names.setdefault(song, len(self.names))
+        """Number of a song, a new one if it is new."""
+        number = self._numbers.setdefault(song, len(self.names))
+        if number == len(self.names):
+            self.names.append(song)
+        return number
 
     def _keys(self) -> Iterator[tuple[str, Any]]:
         """Songs of a mapping, with what it calls them."""

@@ -26,13 +26,13 @@ import numpy.typing as npt
 from seqagg.cache import SUFFIXES, CacheWriter, read_cache, write_cache
 from seqagg.errors import CacheError
 from seqagg.files import atomic_write, only_one
-from seqagg.frozen.named import Block, Ints, Names
+from seqagg.frozen.named import Block, Ints
 from seqagg.songs import Songs
 
 Floats = npt.NDArray[np.float32]
 
 _SHARD_BYTES = 32 * 2**20
-_SHARD_SECONDS = 20.0
+_SHARD_SECONDS = 30.0
 """What a kill may cost."""
 
 _CHUNK_BYTES = 64 * 2**20
@@ -44,11 +44,11 @@ class Memory:
 
     Parameters
     ----------
-    names : dict of str to int
-        Songs and their numbers, growing while scores come.
+    names : list of str
+        Songs by their number, growing while scores come.
     """
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: list[str]) -> None:
         self._names = names
         self._codes: list[Ints] = []
         self._scores: list[Floats] = []
@@ -72,7 +72,7 @@ class Memory:
         scores = np.concatenate([np.empty((0, n_columns), np.float32), *self._scores])
         lengths = np.bincount(codes, minlength=len(self._names))
         chosen = np.arange(len(lengths)) if whole else np.flatnonzero(lengths)
-        ids = np.array([*self._names], dtype=object)[chosen]
+        ids = [self._names[number] for number in chosen]
         order = np.argsort(codes, kind="stable")
         offsets = np.concatenate([[0], np.cumsum(lengths[chosen])])
         return Songs(scores[order], offsets, ids=ids, **fields)
@@ -85,8 +85,8 @@ class Store:
     ----------
     path : path-like
         The cache.
-    names : dict of str to int
-        Songs and their numbers, growing while scores come.
+    names : list of str
+        Songs by their number, growing while scores come.
     header : mapping of str to Any
         ``columns``, ``kind`` and ``task`` of `Songs`.
 
@@ -104,7 +104,7 @@ class Store:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], names: Names, header: Mapping[str, Any]
+        self, path: str | os.PathLike[str], names: list[str], header: Mapping[str, Any]
     ) -> None:
         self._target = Path(path)
         if self._target.suffix not in SUFFIXES:
@@ -150,13 +150,11 @@ class Store:
         """Which frames of a block have no scores yet, shape (n_frames,)."""
         if not self._found:
             return np.ones(len(block), bool)
-        songs = list(self._names)
-        present, counts = np.unique(block.codes, return_counts=True)
-        left = np.zeros(len(songs), np.int64)
-        for code, n in zip(present.tolist(), counts.tolist(), strict=True):
-            self._met[songs[code]] += n
-            left[code] = self._found[songs[code]]
-        return np.asarray(block.ranks >= left[block.codes])
+        numbers, which, counts = np.unique(block.codes, return_inverse=True, return_counts=True)
+        songs = [self._names[number] for number in numbers]
+        self._met.update(dict(zip(songs, counts.tolist(), strict=True)))
+        found = np.array([self._found[song] for song in songs])
+        return np.asarray(block.ranks >= found[which])
 
     def add(self, block: Block, scores: Floats) -> None:
         """Keep the scores of a block, those of each song after what is there."""
@@ -202,7 +200,7 @@ class Store:
 
     def _chunks(self, fields: Mapping[str, Sequence[Any] | None], note: str) -> Iterator[Songs]:
         """All songs, in the order of the names, as many at a time as may be in memory."""
-        names = list(self._names)
+        names = self._names
         none = np.empty((0, len(self._header["columns"])), np.float32)
         n_bytes = none.itemsize * none.shape[1]
         before = np.cumsum([0, *(self._stored[name] * n_bytes for name in names)])[:-1]

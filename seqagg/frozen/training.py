@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def out_of_fold(
         Folds that are worked on side by side, in processes.
     work : path-like, optional
         Folder in which the scores of each fold are kept, so that a killed run does not train again
-        what it has trained.
+        what it has trained. It serves one model: songs, labels and folds are seen to be the same.
 
     Returns
     -------
@@ -369,10 +370,10 @@ def _results(calls: Sequence[Callable[[], Songs]], n_jobs: int | None) -> Iterat
 def _folds(cv: Any, songs: _Collection, training: Ints, seed: int) -> list[Fold]:
     """Folds of the training songs, checked; indices count all songs."""
     y, groups = songs.y[training], songs.group_of[training]
-    if isinstance(cv, int):
-        if cv < 2:
+    if isinstance(cv, Integral):
+        if int(cv) < 2:
             raise ParameterError(f"cv={cv} must be 2 or more")
-        found = grouped_folds(y, groups, cv, seed)
+        found = grouped_folds(y, groups, int(cv), seed)
         if not found:
             raise ParameterError("all training songs are of one group: none can be held out")
     elif isinstance(cv, Mapping):
