@@ -33,6 +33,9 @@ _ONNX_TYPES = {
     "tensor(double)": np.float64,
 }
 
+_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+"""Where an ONNX file runs, the first that is there; who wants another gives a session."""
+
 _ACCEPTED = (
     "a Keras model, a torch.nn.Module, a fitted scikit-learn estimator, the path of an .onnx file "
     "or a function from frames to scores"
@@ -181,8 +184,9 @@ def _session(path: str | os.PathLike[str]) -> Any:
         raise ParameterError(
             "an ONNX file needs onnxruntime: pip install 'seqagg[onnx]'", file=name
         ) from None
+    providers = [one for one in _PROVIDERS if one in onnxruntime.get_available_providers()]
     try:
-        return onnxruntime.InferenceSession(name, providers=onnxruntime.get_available_providers())
+        return onnxruntime.InferenceSession(name, providers=providers)
     except Exception as error:  # of a dozen kinds, all of onnxruntime's own
         raise ParameterError(f"cannot be read as ONNX: {error}", file=name) from None
 
