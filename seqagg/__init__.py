@@ -21,6 +21,7 @@ __all__ = [
     "SeqaggError",
     "SongError",
     "Songs",
+    "SourceError",
     "StackingAggregator",
     "__version__",
     "benchmark",
@@ -49,6 +50,7 @@ _HOME = {
     "SeqaggError": "seqagg.errors",
     "SongError": "seqagg.errors",
     "Songs": "seqagg.songs",
+    "SourceError": "seqagg.errors",
     "StackingAggregator": "seqagg.aggregators.stacking",
     "benchmark": "seqagg.benchmark",
     "compare": "seqagg.evaluation",
@@ -73,7 +75,14 @@ if TYPE_CHECKING:
     from seqagg.aggregators.stacking import StackingAggregator
     from seqagg.benchmark import benchmark
     from seqagg.cache import read_cache, write_cache
-    from seqagg.errors import CacheError, ModelFileError, ParameterError, SeqaggError, SongError
+    from seqagg.errors import (
+        CacheError,
+        ModelFileError,
+        ParameterError,
+        SeqaggError,
+        SongError,
+        SourceError,
+    )
     from seqagg.evaluation import compare
     from seqagg.plots import (
         plot_comparison,

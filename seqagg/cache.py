@@ -34,7 +34,7 @@ from seqagg.songs import Songs
 VERSION = 1
 SUFFIXES = (".parquet", ".arrow")
 
-_METADATA_KEY = b"seqagg"
+HEADER_KEY = b"seqagg"
 _KNOWN_KEYS = {"version", "columns", "kind", "task", "note"}
 _ROW_GROUP_BYTES = 64 * 2**20
 """Uncompressed scores per Parquet row group: what a reader must hold at once."""
@@ -173,7 +173,7 @@ class CacheWriter:
         for name in _COLUMNS:
             if (name in schema.names) != (name in self._schema.names):
                 raise CacheError("some songs have it, others not", file=self._path, column=name)
-        first, other = (json.loads(s.metadata[_METADATA_KEY]) for s in (self._schema, schema))
+        first, other = (json.loads(s.metadata[HEADER_KEY]) for s in (self._schema, schema))
         for key in first:
             if first[key] != other[key]:
                 raise CacheError(f"songs differ in {key}", file=self._path)
@@ -278,7 +278,7 @@ class CacheBatches:
         headers = []
         for file in self._files:
             table = _read_table(file, ["song_id", "split"])
-            headers.append(_read_header(file, table.schema.metadata))
+            headers.append(header_of(file, table.schema.metadata))
             _refuse_differences(headers[0], headers[-1], self._files[0], file)
             all_ids.append(_read_ids(file, table).cast(pa.large_string()))
             _refuse_twice(all_ids[-1], file)
@@ -303,7 +303,7 @@ class CacheBatches:
         """
         for file in self._files:
             for table in _read_tables(file, self._n_bytes):
-                songs, text = _to_songs(file, table, _read_header(file, table.schema.metadata))
+                songs, text = _to_songs(file, table, header_of(file, table.schema.metadata))
                 labels = text["labels"]
                 if split is not None:
                     there = text["split"]
@@ -313,6 +313,33 @@ class CacheBatches:
                     songs = songs[np.asarray(chosen)]
                     labels = labels if labels is None else labels.filter(chosen)
                 yield songs, labels
+
+    def songs(self) -> Iterator[Songs]:
+        """All songs, with everything that is said of them."""
+        for file in self._files:
+            for table in _read_tables(file, self._n_bytes):
+                yield songs_of_table(file, table, header_of(file, table.schema.metadata))
+
+
+def songs_of_table(path: Path, table: pa.Table, header: dict[str, Any]) -> Songs:
+    """Songs of a table as a cache has it.
+
+    Parameters
+    ----------
+    path : Path
+        Named in errors.
+    table : pyarrow.Table
+        Columns of the names and types of format 1.
+    header : dict
+        ``columns``, ``kind``, ``task`` and ``note``.
+
+    Raises
+    ------
+    CacheError
+        Names the song and column that cannot be used.
+    """
+    songs, text = _to_songs(path, table, header)
+    return songs._with(**{name: _objects(column) for name, column in text.items()})
 
 
 def _to_table(songs: Songs, target: Path) -> pa.Table:
@@ -348,7 +375,7 @@ def _to_table(songs: Songs, target: Path) -> pa.Table:
         "task": songs.task,
         "note": songs.note,
     }
-    return table.replace_schema_metadata({_METADATA_KEY: json.dumps(header, ensure_ascii=False)})
+    return table.replace_schema_metadata({HEADER_KEY: json.dumps(header, ensure_ascii=False)})
 
 
 def _ids(songs: Songs, target: Path) -> pa.Array:
@@ -406,11 +433,10 @@ def _files(source: Path) -> list[Path]:
 
 
 def _read_file(path: Path) -> Songs:
-    if path.suffix == ".parquet":
-        songs, text = _read_parquet(path)
-    else:
+    if path.suffix != ".parquet":
         table = _read_table(path, _COLUMNS)
-        songs, text = _to_songs(path, table, _read_header(path, table.schema.metadata))
+        return songs_of_table(path, table, header_of(path, table.schema.metadata))
+    songs, text = _read_parquet(path)
     return songs._with(**{name: _objects(column) for name, column in text.items()})
 
 
@@ -420,7 +446,7 @@ def _read_parquet(path: Path) -> tuple[Songs, dict[str, pa.Array | None]]:
     All at once, most of the time goes into fresh memory, which is then copied into one piece.
     """
     table = _read_table(path, ["song_id"])
-    header, ids = _read_header(path, table.schema.metadata), _read_ids(path, table)
+    header, ids = header_of(path, table.schema.metadata), _read_ids(path, table)
     parts: list[Songs] = []
     texts: list[dict[str, pa.Array | None]] = []
     with _reading(path):
@@ -579,12 +605,12 @@ def _refuse_differences(
             raise CacheError(f"{name} differ from those of {first_file.name}", file=file)
 
 
-def _read_header(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
+def header_of(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
     """Fields for `Songs`, from the declaration in the schema metadata."""
-    if not metadata or _METADATA_KEY not in metadata:
+    if not metadata or HEADER_KEY not in metadata:
         raise CacheError("no seqagg metadata; 'seqagg convert' makes a cache of it", file=path)
     try:
-        header = json.loads(metadata[_METADATA_KEY])
+        header = json.loads(metadata[HEADER_KEY])
     except ValueError as error:
         raise CacheError(f"metadata is no JSON: {error}", file=path) from None
     if not isinstance(header, dict):

@@ -18,6 +18,7 @@ import click
 
 from seqagg.commands.benchmark import benchmark
 from seqagg.commands.completion import completion
+from seqagg.commands.convert import convert
 from seqagg.commands.export import export
 from seqagg.commands.fit import fit
 from seqagg.commands.frames import frames
@@ -108,15 +109,16 @@ def main() -> None:
 
 
 for _command in (
+    convert,
+    frames,
     inspect,
     benchmark,
+    report,
     fit,
     predict,
-    methods,
     stream,
     export,
-    report,
+    methods,
     completion,
-    frames,
 ):
     main.add_command(_command)

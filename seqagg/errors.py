@@ -55,6 +55,10 @@ class CacheError(SeqaggError):
     """A cache file that cannot be read or written."""
 
 
+class SourceError(SeqaggError):
+    """Files or tables of others that cannot be made into songs."""
+
+
 class ModelFileError(SeqaggError):
     """A model file that cannot be read, trusted or written."""
 

@@ -169,6 +169,7 @@ print(type(seqagg.evaluation).__name__)"""
 COMMANDS = [
     "benchmark",
     "completion",
+    "convert",
     "export",
     "fit",
     "frames",

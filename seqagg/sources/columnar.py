@@ -1,0 +1,258 @@
+"""Tables of typed columns in pieces: Parquet and Arrow files, and DataFrames of any library.
+
+They answer as `TextTable` does: ``names``, ``cells``, ``batches`` and ``place``.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import Counter
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from seqagg.errors import SourceError
+from seqagg.sources.base import BATCH_BYTES, MOST_COLUMNS, check_regular, n_at_a_time
+from seqagg.sources.text import Cell, TextTable
+
+PARQUET_SUFFIXES = (".parquet", ".pq")
+ARROW_SUFFIXES = (".arrow", ".feather", ".ipc")
+
+FRAMES_KEY = b"seqagg.frames"
+"""Schema metadata of a table with a row per frame that was made of `Songs`."""
+
+_MOST_ROWS = 2**18
+_BUFFERS = 2**27
+"""Bytes of all buffers through which the columns of a Parquet file are read."""
+
+
+class ColumnTable:
+    """A table in memory.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+    path : Path, optional
+        Named in errors.
+
+    Attributes
+    ----------
+    names : list of str
+        Names of the columns.
+    path : Path or None
+    """
+
+    def __init__(self, table: pa.Table, path: Path | None = None) -> None:
+        self._table = table
+        self._start(table.schema, path)
+
+    def _start(self, schema: pa.Schema, path: Path | None) -> None:
+        self.path = path
+        self.schema = schema
+        self.names = list(schema.names)
+        if len(self.names) > MOST_COLUMNS:
+            raise SourceError(f"has {len(self.names):,} columns", file=path)
+        twice = [name for name, n in Counter(self.names).items() if n > 1]
+        if twice:
+            raise SourceError("two columns of this name", file=path, column=twice[0])
+
+    @cached_property
+    def cells(self) -> dict[str, Cell | Literal["list"]]:
+        """What the columns hold."""
+        return {field.name: _cell(field.type) for field in self.schema}
+
+    def batches(
+        self, types: dict[str, pa.DataType | None], n_rows: int | None = None
+    ) -> Iterator[tuple[pa.RecordBatch, float]]:
+        """Some columns, in pieces, and how much of the table has been read, in [0, 1].
+
+        Parameters
+        ----------
+        types : dict
+            Name of a column -> its type; None leaves it as it is. A list of text stays one where
+            text is asked for.
+        n_rows : int, optional
+            Most rows of a piece.
+        """
+        most = n_rows or min(n_at_a_time(len(types)), _MOST_ROWS)
+        try:
+            for batch, share in self._pieces(list(types), most):
+                columns = [self._cast(batch.column(name), name, types[name]) for name in types]
+                yield pa.RecordBatch.from_arrays(columns, names=list(types)), share
+        except SourceError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise SourceError(f"cannot be read: {error}", file=self.path) from None
+
+    def place(self, row: int) -> int:
+        """Row as users count it."""
+        return row
+
+    def n_rows_at_a_time(self) -> int:
+        """Rows that make a batch, where they may hold lists."""
+        return max(1, int(BATCH_BYTES * len(self._table) / max(self._table.nbytes, 1)))
+
+    def _pieces(self, names: list[str], n_rows: int) -> Iterator[tuple[pa.RecordBatch, float]]:
+        n_read = 0
+        for batch in self._table.select(names).to_batches(n_rows):
+            n_read += len(batch)
+            yield batch, n_read / len(self._table)
+
+    def _cast(self, column: pa.Array, name: str, wanted: pa.DataType | None) -> pa.Array:
+        if wanted is None:
+            return column
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if pa.types.is_string(wanted):
+            return self._text(column, name)
+        if column.type == wanted:
+            return column
+        if _cell(column.type) not in ("number", "whole", "nothing"):
+            raise SourceError(f"holds {column.type}, not numbers", file=self.path, column=name)
+        return column.cast(wanted, safe=False)
+
+    def _text(self, column: pa.Array, name: str) -> pa.Array:
+        kind = column.type
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            return column.cast(pa.list_(pa.string()))
+        if pa.types.is_floating(kind):  # whole numbers that some library made floats for a gap
+            column = pc.if_else(pc.is_nan(column), None, column)
+            column = column.cast(pa.int64())
+        elif not (_cell(kind) in ("text", "whole", "nothing") or pa.types.is_boolean(kind)):
+            raise SourceError(f"holds {kind}, not text", file=self.path, column=name)
+        return column.cast(pa.string())
+
+
+class ParquetTable(ColumnTable):
+    """A Parquet file, whose page checksums are verified if it has some."""
+
+    def __init__(self, path: Path) -> None:
+        check_regular(path)
+        try:
+            with pq.ParquetFile(path) as file:
+                metadata, schema = file.metadata, file.schema_arrow
+                self._n_rows = metadata.num_rows
+                groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+                self._n_bytes = sum(group.total_byte_size for group in groups)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise SourceError(f"cannot be read: {error}", file=path) from None
+        self._start(schema, path)
+
+    def _pieces(self, names: list[str], n_rows: int) -> Iterator[tuple[pa.RecordBatch, float]]:
+        # Through buffers: one row group may be the whole file.
+        buffer = max(2**14, min(2**20, _BUFFERS // max(len(names), 1)))
+        settings = {"page_checksum_verification": True, "pre_buffer": False, "buffer_size": buffer}
+        with pq.ParquetFile(self.path, **settings) as file:
+            n_read = 0
+            for batch in file.iter_batches(n_rows, columns=names):
+                n_read += len(batch)
+                yield batch, n_read / max(self._n_rows, 1)
+
+    def n_rows_at_a_time(self) -> int:
+        """Rows that make a batch, where they may hold lists."""
+        return max(1, int(BATCH_BYTES * self._n_rows / max(self._n_bytes, 1)))
+
+
+class ArrowTable(ColumnTable):
+    """An Arrow IPC (Feather version 2) file, memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        check_regular(path)
+        try:
+            with pa.memory_map(str(path)) as source:
+                schema = pa.ipc.open_file(source).schema
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise SourceError(f"cannot be read: {error}", file=path) from None
+        self._start(schema, path)
+
+    def _pieces(self, names: list[str], n_rows: int) -> Iterator[tuple[pa.RecordBatch, float]]:
+        assert self.path is not None
+        with self.path.open("rb") as source:
+            mapped = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
+        included = [self.schema.get_field_index(name) for name in names]
+        options = pa.ipc.IpcReadOptions(included_fields=included)
+        file = pa.ipc.open_file(pa.py_buffer(mapped), options=options)
+        used = 0
+        for i in range(file.num_record_batches):
+            whole = file.get_batch(i)
+            for first in range(0, len(whole), n_rows):
+                piece = whole.slice(first, n_rows)
+                yield piece, (i + (first + len(piece)) / len(whole)) / file.num_record_batches
+                used += piece.nbytes
+                if used >= 16 * BATCH_BYTES and hasattr(mapped, "madvise"):
+                    # Pages once read would count as ours. Whoever still needs one gets it again.
+                    mapped.madvise(mmap.MADV_DONTNEED)
+                    used = 0
+
+    def n_rows_at_a_time(self) -> int:
+        """Rows that make a batch, where they may hold lists."""
+        assert self.path is not None
+        with pa.memory_map(str(self.path)) as source:
+            file = pa.ipc.open_file(source)
+            n_rows = sum(len(file.get_batch(i)) for i in range(file.num_record_batches))
+        return max(1, BATCH_BYTES * n_rows // self.path.stat().st_size)
+
+
+Table = TextTable | ColumnTable
+
+
+def open_table(path: Path, delimiter: str | None = None) -> Table:
+    """Open a table of any kind, by its suffix."""
+    if path.suffix in PARQUET_SUFFIXES:
+        return ParquetTable(path)
+    if path.suffix in ARROW_SUFFIXES:
+        return ArrowTable(path)
+    return TextTable(path, delimiter)
+
+
+def table_of(data: Any) -> ColumnTable:
+    """Table of a DataFrame: of pandas, polars, DuckDB, Arrow, or another that Arrow can take.
+
+    Raises
+    ------
+    SourceError
+        When it is none.
+    """
+    if isinstance(data, pa.Table):
+        return ColumnTable(data)
+    if isinstance(data, pa.RecordBatch):
+        return ColumnTable(pa.Table.from_batches([data]))
+    try:
+        if hasattr(data, "__arrow_c_stream__"):
+            return ColumnTable(pa.RecordBatchReader.from_stream(data).read_all())
+        if hasattr(data, "__dataframe__"):
+            from pyarrow.interchange import from_dataframe
+
+            return ColumnTable(from_dataframe(data))
+    except (pa.ArrowException, ValueError, TypeError, RuntimeError) as error:
+        raise SourceError(f"the table cannot be read: {error}") from None
+    raise SourceError(f"expected a DataFrame or an Arrow table, got {type(data).__name__}")
+
+
+def _cell(kind: pa.DataType) -> Cell | Literal["list"]:
+    types = pa.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_floating(kind) or types.is_decimal(kind):
+        return "number"
+    if types.is_integer(kind):
+        return "whole"
+    if types.is_null(kind):
+        return "nothing"
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return "list"
+    return "text"
+
+
+def matrix(batch: pa.RecordBatch, columns: list[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Columns of float32 side by side, shape (n_rows, n_columns); null is NaN."""
+    if not columns or not len(batch):
+        return np.empty((len(batch), len(columns)), dtype=np.float32)
+    tensor = batch.select(columns).to_tensor(null_to_nan=True, row_major=True)
+    return np.asarray(tensor.to_numpy(), dtype=np.float32)

@@ -1,0 +1,222 @@
+"""Text tables: CSV, TSV and their like, in pieces, with the row and column of whatever is wrong.
+
+Conventions
+-----------
+UTF-8, a header, cells quoted with ``"`` where need be; packed with gzip if the name ends in
+``.gz``. Row 1 is the header, and rows are counted as an editor counts lines. Arrow reads; only
+where it stops does a slower reader look for the place that it stopped at.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from seqagg.errors import SourceError
+from seqagg.sources.base import MOST_COLUMNS, check_regular
+
+SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
+
+NOTHING = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "-nan", "#N/A"]
+"""Cells of numbers that hold none."""
+
+_LONGEST_LINE = 32 * 2**20
+_FIRST_LOOK = 2**16
+_BLOCK = 2**22
+
+Cell = Literal["number", "whole", "text", "nothing"]
+
+
+class TextTable:
+    """A text table.
+
+    Parameters
+    ----------
+    path : Path
+    delimiter : str, optional
+        Comma for ``.csv``, else a tab.
+
+    Attributes
+    ----------
+    names : list of str
+        Names of the columns; empty for a column without one.
+
+    Raises
+    ------
+    SourceError
+        Names the row and column that cannot be read.
+    """
+
+    def __init__(self, path: Path, delimiter: str | None = None) -> None:
+        check_regular(path)
+        self.path = path
+        if delimiter is None:
+            delimiter = "," if ".csv" in path.suffixes[-2:] else "\t"
+        self.delimiter = "\t" if delimiter in ("\\t", "tab") else delimiter
+        if len(self.delimiter) != 1:
+            raise SourceError(f"the delimiter {delimiter!r} is not one character", file=path)
+        self._head = self._read_head()
+        self.names = self._read_names()
+
+    def _read_head(self) -> bytes:
+        """The first lines, with the header whole."""
+        size = _FIRST_LOOK
+        while True:
+            with self._open() as stream:
+                head: bytes = stream.read(size)
+            self._complete = len(head) < size
+            if len(head) < size or b"\n" in head[: size // 2] or b"\r" in head[: size // 2]:
+                return head
+            if size >= _LONGEST_LINE:
+                raise SourceError(
+                    "has no end of line in its first 32 MiB: no table", file=self.path
+                )
+            size *= 8
+
+    def _open(self) -> Any:
+        try:
+            stream = pa.input_stream(str(self.path), compression="detect")
+        except (OSError, pa.ArrowException, UnicodeError) as error:
+            raise SourceError(f"cannot be read: {error}", file=self.path) from None
+        return stream
+
+    def _read_names(self) -> list[str]:
+        if not self._head.strip():
+            raise SourceError("is empty", file=self.path)
+        names = next(self._first_rows(), [])
+        if len(names) > MOST_COLUMNS:
+            raise SourceError(
+                f"has {len(names):,} columns; a table has a row per frame and a column per class "
+                f"(most: {MOST_COLUMNS:,})",
+                file=self.path,
+            )
+        try:
+            codecs.getincrementaldecoder("utf-8-sig")().decode(self._head)
+        except UnicodeDecodeError:
+            raise self._bad_byte(names) from None
+        twice = [name for name, n in Counter(names).items() if n > 1 and name]
+        if twice:
+            raise SourceError("two columns of this name", file=self.path, column=twice[0])
+        return names
+
+    def _first_rows(self) -> Iterator[list[str]]:
+        """Header and rows of the first lines, the last one perhaps cut short."""
+        text = self._head.decode("utf-8-sig", errors="replace")
+        return csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter)
+
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
+        """What the first rows hold, by column."""
+        found: dict[str, Cell] = dict.fromkeys(self.names, "nothing")
+        rows = list(self._first_rows())[1:]
+        for row in rows if self._complete else rows[:-1]:
+            for name, cell in zip(self.names, row, strict=False):
+                found[name] = _wider(found[name], _cell(cell))
+        return found
+
+    def batches(self, types: dict[str, pa.DataType]) -> Iterator[tuple[pa.RecordBatch, float]]:
+        """Some columns, in pieces, and how much of the file has been read, in [0, 1].
+
+        Parameters
+        ----------
+        types : dict
+            Name of a column -> its type. An empty cell of text is empty text.
+        """
+        options: dict[str, Any] = {
+            "read_options": pa_csv.ReadOptions(block_size=max(_BLOCK, 128 * len(self.names))),
+            "parse_options": pa_csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True),
+            "convert_options": pa_csv.ConvertOptions(
+                column_types=types, include_columns=list(types), null_values=NOTHING
+            ),
+        }
+        size = max(self.path.stat().st_size, 1)
+        try:
+            with self._open() as stream, pa_csv.open_csv(stream, **options) as reader:
+                n_read = 0
+                for batch in reader:
+                    n_read += batch.nbytes
+                    yield batch, min(1.0, n_read / size)
+        except (pa.ArrowException, OSError, UnicodeError) as error:
+            self._find_fault(types)
+            raise SourceError(f"cannot be read: {error}", file=self.path) from None
+
+    def place(self, row: int) -> int:
+        """Row, as an editor counts, of a row of data counted from 0."""
+        for i, (line, _) in enumerate(self._slowly()):
+            if i == row:
+                return line
+        return row + 2
+
+    def _slowly(self) -> Iterator[tuple[int, list[str]]]:
+        """Rows of data and the lines on which they begin."""
+        with self._open() as stream:
+            lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+            rows = csv.reader(lines, delimiter=self.delimiter)
+            next(rows)
+            line = rows.line_num + 1
+            for row in rows:
+                if row:
+                    yield line, row
+                line = rows.line_num + 1
+
+    def _find_fault(self, types: dict[str, pa.DataType]) -> None:
+        """Raise an error that names the first row and column that cannot be read."""
+        numbers = [i for i, n in enumerate(self.names) if n in types and types[n] != pa.string()]
+        line = 1
+        try:
+            for line, row in self._slowly():
+                if len(row) != len(self.names):
+                    cells = f"{len(row)} cells for {len(self.names)} columns"
+                    raise SourceError(f"row {line}: {cells}", file=self.path)
+                for i in numbers:
+                    if _cell(row[i]) == "text":
+                        raise SourceError(
+                            f"row {line}: {row[i][:40]!r} is no number",
+                            file=self.path,
+                            column=self.names[i],
+                        )
+        except UnicodeDecodeError:
+            # Lines are decoded in blocks: look for the very byte.
+            raise self._bad_byte(self.names) from None
+        except (csv.Error, OSError, EOFError) as error:
+            raise SourceError(f"row {line + 1}: {error}", file=self.path) from None
+
+    def _bad_byte(self, names: list[str]) -> SourceError:
+        with self._open() as stream:
+            for number, line in enumerate(io.BufferedReader(stream), start=1):
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    before = line[: error.start].count(self.delimiter.encode())
+                    name = names[before] if before < len(names) else None
+                    what = f"row {number}: byte {line[error.start]:#04x} is no UTF-8"
+                    return SourceError(what, file=self.path, column=name)
+        return SourceError("is not UTF-8", file=self.path)
+
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|infinity|nan)", re.I)
+_WHOLE = re.compile(r"[+-]?\d+")
+
+
+def _cell(cell: str) -> Cell:
+    cell = cell.strip()
+    if cell in NOTHING:
+        return "nothing"
+    if _WHOLE.fullmatch(cell):
+        return "whole"
+    return "number" if _NUMBER.fullmatch(cell) else "text"
+
+
+def _wider(one: Cell, other: Cell) -> Cell:
+    order: list[Cell] = ["nothing", "whole", "number", "text"]
+    return max(one, other, key=order.index)
