@@ -123,7 +123,7 @@ class CacheWriter:
         CacheError
             When they do not fit the format or the songs before, or a song is there already.
         """
-        table = _to_table(songs, self._path)
+        table = table_of_songs(songs, self._path)
         if self._writer is None:
             self._open(table.schema)
         self._check(table.schema)
@@ -342,7 +342,20 @@ def songs_of_table(path: Path, table: pa.Table, header: dict[str, Any]) -> Songs
     return songs._with(**{name: _objects(column) for name, column in text.items()})
 
 
-def _to_table(songs: Songs, target: Path) -> pa.Table:
+def table_of_songs(songs: Songs, target: Path | None = None) -> pa.Table:
+    """Songs as a cache has them, declared in the schema metadata.
+
+    Parameters
+    ----------
+    songs : Songs
+    target : Path, optional
+        Named in errors.
+
+    Raises
+    ------
+    CacheError
+        When the songs do not fit the format.
+    """
     if songs.columns is None:
         raise CacheError("the columns have no names; a cache needs them", file=target)
     if songs.offsets[-1] > np.iinfo(np.int32).max:
@@ -378,7 +391,7 @@ def _to_table(songs: Songs, target: Path) -> pa.Table:
     return table.replace_schema_metadata({HEADER_KEY: json.dumps(header, ensure_ascii=False)})
 
 
-def _ids(songs: Songs, target: Path) -> pa.Array:
+def _ids(songs: Songs, target: Path | None) -> pa.Array:
     for row, name in enumerate(songs.ids):
         if name is None:
             raise CacheError(f"song {row} has no id", file=target, column="song_id")
@@ -389,7 +402,7 @@ def _strings(
     values: npt.NDArray[Any] | None,
     column: str,
     songs: Songs,
-    target: Path,
+    target: Path | None,
     kind: pa.DataType | None = None,
 ) -> pa.Array | None:
     if values is None:

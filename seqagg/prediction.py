@@ -116,6 +116,29 @@ def predict_cache(
     return report
 
 
+def predictions(aggregator: Aggregator, songs: Songs) -> pa.Table:
+    """Label songs with a fitted aggregator, as a table of Arrow.
+
+    Parameters
+    ----------
+    aggregator : Aggregator
+        Fitted.
+    songs : Songs
+        Scores in the columns that it was fitted on.
+
+    Returns
+    -------
+    pyarrow.Table
+        A row per song, in their order: ``song_id``, ``prediction`` (a list of labels, if songs may
+        have several) and one probability column per class. ``to_pandas()`` and
+        ``polars.from_arrow`` take it from there.
+    """
+    rows = _Rows(aggregator)
+    chosen, proba = aggregator._answers(songs)
+    batch, _ = rows.make(songs, chosen, proba)
+    return pa.Table.from_batches([batch])
+
+
 def find_split(known: set[str], split: str | None, default: str | None) -> str | None:
     """Name of the split that is meant, None for all songs.
 
@@ -158,7 +181,7 @@ def _label(aggregator: Aggregator, batch: _Batch, table: _Table, report: Predict
     said = table.append(batch.songs, chosen, proba)
     report.n_songs += len(batch.songs)
     if batch.labels is not None:
-        _count_right(batch.labels, said, table.names, report)
+        _count_right(batch.labels, said, table.rows.names, report)
 
 
 def _count_right(
@@ -177,19 +200,19 @@ def _count_right(
             report.unseen_labels |= known - set(names)
 
 
-class _Table:
-    """The table that grows."""
+class _Rows:
+    """Makes rows of the table; `joined` labels are one text."""
 
-    def __init__(self, path: Path, aggregator: Aggregator) -> None:
+    def __init__(self, aggregator: Aggregator, joined: bool = False) -> None:
         self.names = [str(c) for c in aggregator.classes_]
         for reserved in ("song_id", "prediction"):
             if reserved in self.names:
                 raise ParameterError(
                     f"a class is called {reserved!r}, as a column of the table is; rename the class"
                 )
-        self._csv = path.suffix == ".csv"
-        self._multilabel = aggregator.multilabel_
-        if self._csv and self._multilabel:
+        self.multilabel = aggregator.multilabel_
+        self._joined = joined
+        if joined and self.multilabel:
             for name in self.names:
                 if "|" in name:
                     raise ParameterError(
@@ -197,53 +220,67 @@ class _Table:
                     )
         self._classes = pa.array(aggregator.classes_.tolist())
         kind = self._classes.type
-        if self._multilabel:
-            kind = pa.string() if self._csv else pa.list_(pa.string())
+        if self.multilabel:
+            kind = pa.string() if joined else pa.list_(pa.string())
         fields = [("song_id", pa.string()), ("prediction", kind)]
-        self._schema = pa.schema(fields + [(name, pa.float64()) for name in self.names])
+        self.schema = pa.schema(fields + [(name, pa.float64()) for name in self.names])
+
+    def make(
+        self, songs: Songs, chosen: Ints, proba: npt.NDArray[np.float64]
+    ) -> tuple[pa.RecordBatch, pa.Array]:
+        """Rows of songs, and what is predicted for them, as text or lists of text."""
+        text = self._said(chosen)
+        prediction = text
+        if self.multilabel and self._joined:
+            prediction = pc.binary_join(text, "|")
+        elif not self.multilabel:
+            prediction = self._classes.take(pa.array(chosen))
+        ids = songs.arrow_ids().cast(pa.string())
+        columns = [pa.array(column) for column in np.ascontiguousarray(proba.T)]
+        rows = pa.RecordBatch.from_arrays([ids, prediction, *columns], schema=self.schema)
+        return rows, text
+
+    def _said(self, chosen: Ints) -> pa.Array:
+        names = pa.array(self.names)
+        if not self.multilabel:
+            return names.take(pa.array(chosen))
+        offsets = np.concatenate([[0], np.cumsum(chosen.sum(axis=1))]).astype(np.int32)
+        return pa.ListArray.from_arrays(offsets, names.take(pa.array(np.nonzero(chosen)[1])))
+
+
+class _Table:
+    """The table that grows."""
+
+    def __init__(self, path: Path, aggregator: Aggregator) -> None:
+        self._csv = path.suffix == ".csv"
+        self.rows = _Rows(aggregator, joined=self._csv)
         self.writer = self._open(path)
-        self._rows: list[pa.RecordBatch] = []
+        self._waiting: list[pa.RecordBatch] = []
 
     def _open(self, path: Path) -> Any:
         if self._csv:
-            return CSVWriter(os.fspath(path), self._schema)
+            return CSVWriter(os.fspath(path), self.rows.schema)
         # Settings go by path, and a class may be called like the path of the labels in a list.
-        label = "prediction.list.element" if self._multilabel else "prediction"
+        label = "prediction.list.element" if self.rows.multilabel else "prediction"
         return pq.ParquetWriter(
             path,
-            self._schema,
+            self.rows.schema,
             compression="zstd",
             use_dictionary=[label],
-            column_encoding={n: "BYTE_STREAM_SPLIT" for n in self.names if n != label},
+            column_encoding={n: "BYTE_STREAM_SPLIT" for n in self.rows.names if n != label},
             write_page_checksum=True,
         )
 
     def append(self, songs: Songs, chosen: Ints, proba: npt.NDArray[np.float64]) -> pa.Array:
         """Add songs, and return what is predicted for them, as text or lists of text."""
-        text = self._said(chosen)
-        prediction = text
-        if self._multilabel and self._csv:
-            prediction = pc.binary_join(text, "|")
-        elif not self._multilabel:
-            prediction = self._classes.take(pa.array(chosen))
-        ids = songs.arrow_ids().cast(pa.string())
-        columns = [pa.array(column) for column in np.ascontiguousarray(proba.T)]
-        self._rows.append(
-            pa.RecordBatch.from_arrays([ids, prediction, *columns], schema=self._schema)
-        )
-        if sum(map(len, self._rows)) >= _ROWS:
+        rows, text = self.rows.make(songs, chosen, proba)
+        self._waiting.append(rows)
+        if sum(map(len, self._waiting)) >= _ROWS:
             self.flush()
         return text
 
-    def _said(self, chosen: Ints) -> pa.Array:
-        names = pa.array(self.names)
-        if not self._multilabel:
-            return names.take(pa.array(chosen))
-        offsets = np.concatenate([[0], np.cumsum(chosen.sum(axis=1))]).astype(np.int32)
-        return pa.ListArray.from_arrays(offsets, names.take(pa.array(np.nonzero(chosen)[1])))
-
     def flush(self) -> None:
         """Write what was added."""
-        if self._rows:
-            self.writer.write_table(pa.Table.from_batches(self._rows))
-            self._rows = []
+        if self._waiting:
+            self.writer.write_table(pa.Table.from_batches(self._waiting))
+            self._waiting = []

@@ -41,6 +41,8 @@ FLOW = [
     "sources.raven",
     "sources.metadata",
     "sources.detection",
+    "sources.export",
+    "sources.audacity",
     "sources",
     "inspection",
     "kernels.segments",

@@ -58,10 +58,16 @@ Examples:
   seqagg convert folder_of_npy --kind logit --folder-is label --out songs.parquet
   seqagg convert results --format birdnet --fill 0.01 --hop 3 --out songs.parquet
   seqagg convert songs.parquet --labels new.csv --out relabelled.arrow
+  seqagg convert songs.parquet --to audacity --threshold 0.5 --window 3 --out labels
 """
 )
 @click.argument("src", nargs=-1, type=_path)
-@click.option("--out", required=True, type=_path, help="Cache to write, .parquet or .arrow.")
+@click.option(
+    "--out",
+    required=True,
+    type=_path,
+    help="Cache to write, .parquet or .arrow; with --to audacity a new folder.",
+)
 @click.option(
     "--train", multiple=True, type=_path, help="A source of train songs; may be repeated."
 )
@@ -127,10 +133,26 @@ Examples:
 @click.option("--class", "class_column", metavar="NAME", help="Its column of class names.")
 @click.option("--sort", is_flag=True, help="Gather scattered rows of a song, by time; in memory.")
 @click.option("--delimiter", help="What stands between cells, if neither comma nor tab.")
+@click.option(
+    "--to",
+    type=click.Choice(["cache", "audacity"]),
+    default="cache",
+    show_default=True,
+    help="A cache, or a file of labels for each song.",
+)
+@click.option("--threshold", type=float, help="Least score that is a label for Audacity.")
+@click.option("--window", type=float, help="Seconds that a frame lasts, for Audacity.")
 @click.option("--note", default="", help="Text to keep in the cache.")
 @json_option
 def convert(
-    src: tuple[Path, ...], out: Path, format_: str | None, as_json: bool, **options: Any
+    src: tuple[Path, ...],
+    out: Path,
+    format_: str | None,
+    to: str,
+    threshold: float | None,
+    window: float | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Make a cache of files that others wrote.
 
@@ -140,12 +162,21 @@ def convert(
     """
     from seqagg.progress import shown
     from seqagg.sources import convert as run
+    from seqagg.sources import convert_to_audacity
 
     if options["classes"] == ["columns"]:
         options["classes"] = "columns"
     options["ignore"] = options["ignore"] or ()
     with shown():
-        found = run(src, out, format_, **options)
+        if to == "audacity":
+            if threshold is None or window is None:
+                raise ParameterError("--to audacity needs --threshold and --window")
+            spans = {"threshold": threshold, "window": window}
+            found = convert_to_audacity(src, out, format_, **spans, **options)
+        elif threshold is not None or window is not None:
+            raise ParameterError("--threshold and --window go with --to audacity")
+        else:
+            found = run(src, out, format_, **options)
     if as_json:
         print_json({"out": str(out)} | dataclasses.asdict(found))
     else:

@@ -9,23 +9,25 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from seqagg.cache import CacheWriter
+from seqagg.cache import HEADER_KEY, CacheWriter
 from seqagg.errors import ParameterError, SongError, SourceError
 from seqagg.logodds import Kind, Task
 from seqagg.progress import counted
 from seqagg.songs import Songs
-from seqagg.sources import table
+from seqagg.sources import nested, table
 from seqagg.sources.arrays import cut_padding
+from seqagg.sources.audacity import to_audacity, write_labels
 from seqagg.sources.base import IDS, Batch, File, Options
 from seqagg.sources.columnar import table_of
 from seqagg.sources.detection import check_format, detect, find_files
+from seqagg.sources.export import to_arrow, to_pandas, to_polars
 from seqagg.sources.metadata import finished
 from seqagg.threads import ahead
 
@@ -34,11 +36,16 @@ __all__ = [
     "Conversion",
     "Options",
     "convert",
+    "convert_to_audacity",
     "from_arrays",
     "from_dataframe",
     "from_padded",
     "from_stacked",
     "read",
+    "to_arrow",
+    "to_audacity",
+    "to_pandas",
+    "to_polars",
 ]
 
 FORMATS: dict[str, str] = {
@@ -55,7 +62,7 @@ FORMATS: dict[str, str] = {
 }
 """Name of a format -> its module, imported on first use."""
 
-_AHEAD = 3
+_AHEAD = 2
 """Batches that may be read before they are written."""
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -163,24 +170,71 @@ def convert(
     SeqaggError
         As `read` and `CacheWriter` do.
     """
+
+    def write(batches: Iterator[Songs]) -> None:
+        with CacheWriter(out) as cache:
+            for songs in batches:
+                cache.write(songs)
+
+    return _convert(paths, out, format, options, write)
+
+
+def convert_to_audacity(
+    paths: Paths,
+    out: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    threshold: float,
+    window: float,
+    **options: Any,
+) -> Conversion:
+    """Write a folder of label files for Audacity, one for each song in files of others.
+
+    Parameters
+    ----------
+    paths, format, **options
+        As in `read`.
+    out, threshold, window
+        As in `to_audacity`.
+    """
+
+    def write(batches: Iterator[Songs]) -> None:
+        write_labels(batches, out, threshold=threshold, window=window)
+
+    return _convert(paths, out, format, options, write)
+
+
+def _convert(
+    paths: Paths,
+    out: str | os.PathLike[str],
+    format: str | None,
+    options: dict[str, Any],
+    write: Callable[[Iterator[Songs]], None],
+) -> Conversion:
+    """Read in a thread of its own what is written here."""
     files, format, opened = _open(paths, format, options, [out])
     report = Conversion(format)
     position = {file.path: i for i, file in enumerate(files)}
-    with CacheWriter(out) as cache, counted("convert", "songs") as advance:
-        batches = _batches(files, format, opened, report.notes)
-        with ahead(batches, _AHEAD) as in_turn:
-            for batch in in_turn:
-                cache.write(batch.songs)
-                report.add(batch.songs)
-                done = position[batch.files[-1].path] + batch.share if batch.files else 0
-                advance(cache.n_songs, round(cache.n_songs * len(files) / max(done, 1e-3)))
-        if cache.n_songs == 0:
+
+    def reported(batches: Iterator[Batch], advance: Callable[[int, int], None]) -> Iterator[Songs]:
+        for batch in batches:
+            report.add(batch.songs)
+            yield batch.songs
+            done = position[batch.files[-1].path] + batch.share if batch.files else 0
+            advance(report.n_songs, round(report.n_songs * len(files) / max(done, 1e-3)))
+        if report.n_songs == 0:
             raise SourceError("there is no song in it", file=files[0].path)
+
+    with (
+        counted("convert", "songs") as advance,
+        ahead(_batches(files, format, opened, report.notes), _AHEAD) as batches,
+    ):
+        write(reported(batches, advance))
     return report
 
 
 def from_dataframe(data: Any, *, notes: list[str] | None = None, **options: Any) -> Songs:
-    """Make songs of a table with a row per frame.
+    """Make songs of a table with a row per frame, or with a row per song and lists of frames.
 
     Parameters
     ----------
@@ -188,7 +242,8 @@ def from_dataframe(data: Any, *, notes: list[str] | None = None, **options: Any)
         Of pandas (with its index), polars, DuckDB, Arrow, or any library that speaks Arrow's stream
         interface or the dataframe interchange protocol.
     notes, **options
-        As in `read`, for the format ``table``.
+        As in `read`, for the format ``table``; if the option ``scores`` names a column of lists,
+        for the format ``songs``.
 
     Examples
     --------
@@ -198,9 +253,13 @@ def from_dataframe(data: Any, *, notes: list[str] | None = None, **options: Any)
     array([2, 1])
     """
     opened = _options(options)
-    opened.only(table.TAKES, "table")
     told: list[str] = [] if notes is None else notes
-    return _together(finished(table.read_table(table_of(data), opened, told), opened, told))
+    given = table_of(data)
+    if opened.scores is not None or HEADER_KEY in (given.schema.metadata or {}):
+        opened.only(nested.TAKES, "songs")
+        return _together(finished(nested.read_nested(given, opened), opened, told))
+    opened.only(table.TAKES, "table")
+    return _together(finished(table.read_table(given, opened, told), opened, told))
 
 
 def from_arrays(

@@ -239,7 +239,7 @@ def numbered(n_columns: int) -> list[str]:
     return [f"column_{i}" for i in range(n_columns)]
 
 
-def named_columns(options: Options, n_columns: int, file: Path) -> tuple[str, ...]:
+def named_columns(options: Options, n_columns: int, file: Path | None) -> tuple[str, ...]:
     """Names of the columns of an array."""
     if options.columns is None:
         return tuple(numbered(n_columns))

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ FRAMES_KEY = b"seqagg.frames"
 """Schema metadata of a table with a row per frame that was made of `Songs`."""
 
 _MOST_ROWS = 2**18
-_BUFFERS = 2**27
+_BUFFERS = 2**25
 """Bytes of all buffers through which the columns of a Parquet file are read."""
 
 
@@ -63,7 +63,7 @@ class ColumnTable:
             raise SourceError("two columns of this name", file=path, column=twice[0])
 
     @cached_property
-    def cells(self) -> dict[str, Cell | Literal["list"]]:
+    def cells(self) -> dict[str, Cell]:
         """What the columns hold."""
         return {field.name: _cell(field.type) for field in self.schema}
 
@@ -235,7 +235,7 @@ def table_of(data: Any) -> ColumnTable:
     raise SourceError(f"expected a DataFrame or an Arrow table, got {type(data).__name__}")
 
 
-def _cell(kind: pa.DataType) -> Cell | Literal["list"]:
+def _cell(kind: pa.DataType) -> Cell:
     types = pa.types
     if types.is_dictionary(kind):
         kind = kind.value_type
@@ -247,7 +247,9 @@ def _cell(kind: pa.DataType) -> Cell | Literal["list"]:
         return "nothing"
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return "list"
-    return "text"
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return "text"
+    return "other"
 
 
 def matrix(batch: pa.RecordBatch, columns: list[str]) -> np.ndarray[Any, np.dtype[np.float32]]:

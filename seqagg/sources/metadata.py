@@ -22,7 +22,7 @@ from seqagg.errors import ParameterError, SeqaggError, SourceError
 from seqagg.songs import Songs
 from seqagg.sources.base import BATCH_BYTES, Batch, Options, numbered
 from seqagg.sources.columnar import open_table
-from seqagg.sources.rows import PER_SONG, as_field
+from seqagg.sources.rows import AGAIN, PER_SONG, as_field
 from seqagg.sources.table import NAMES, find_roles, said_of_songs
 
 _FIELDS = {"label": "labels", "group": "groups", "split": "split", "fold": "fold"}
@@ -49,12 +49,7 @@ def finished(batches: Iterable[Batch], options: Options, notes: list[str]) -> It
             raise _located(batch, error) from None
         twice = seen.add(songs.ids)
         if twice is not None:
-            row = "" if batch.row is None else f"row {batch.row(twice)}: "
-            what = f"{row}this song stands there already"
-            if batch.row is not None:
-                what += "; --sort gathers rows that do not stand together"
-            file = batch.files[twice].path if batch.files else None
-            raise SourceError(what, file=file, song=songs.ids[twice])
+            raise _again(batch._replace(songs=songs), twice)
         first = first or songs
         yield batch._replace(songs=songs)
     if first is not None:
@@ -82,13 +77,34 @@ def _located(batch: Batch, error: SeqaggError) -> SourceError:
     return SourceError(error.message, file=file, song=error.song, column=error.column)
 
 
+def _again(batch: Batch, song: int, before: Sequence[Batch] = ()) -> SourceError:
+    """Say where a song stands that is there already."""
+    name = batch.songs.ids[song]
+    file = batch.files[song].path if batch.files else None
+    others = {
+        file.path
+        for part in (*before, batch)
+        for other, file in zip(part.songs.ids, part.files, strict=False)
+        if other == name
+    } - {file}
+    if others:
+        return SourceError(f"this song stands in {min(others)} too", file=file, song=name)
+    what = "this song stands there already"
+    if batch.row is not None:
+        what = f"row {batch.row(song)}: {AGAIN}"
+    return SourceError(what, file=file, song=name)
+
+
 def merged(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Put small batches together: a file may hold one song, and there may be many files."""
     waiting: list[Batch] = []
-    size = 0
+    seen, size = Names(), 0
     for batch in batches:
         if waiting:
             _refuse_differences(waiting[0], batch)
+        twice = seen.add(batch.songs.ids)
+        if twice is not None:
+            raise _again(batch, twice, waiting)
         waiting.append(batch)
         size += batch.songs.values.nbytes + 64 * len(batch.songs)
         if size >= BATCH_BYTES // 2:
@@ -101,10 +117,6 @@ def merged(batches: Iterable[Batch]) -> Iterator[Batch]:
 def _join(batches: list[Batch]) -> Batch:
     if len(batches) == 1:
         return batches[0]
-    try:
-        songs = Songs.concatenate([batch.songs for batch in batches])
-    except SeqaggError as error:
-        raise _twice(batches, error) from None
     firsts = np.cumsum([0, *(len(batch.songs) for batch in batches)]).tolist()
 
     def row(song: int) -> int:
@@ -113,24 +125,12 @@ def _join(batches: list[Batch]) -> Batch:
         assert of_batch is not None
         return of_batch(song - firsts[i])
 
-    files = [file for batch in batches for file in batch.files]
-    has_rows = all(batch.row is not None for batch in batches)
-    return Batch(songs, files, batches[-1].share, row if has_rows else None)
-
-
-def _twice(batches: list[Batch], error: SeqaggError) -> SourceError:
-    """Say in which files a song stands."""
-    paths = [
-        str(file.path)
-        for batch in batches
-        for song, file in zip(batch.songs.ids, batch.files, strict=False)
-        if song == error.song
-    ]
-    if len(paths) < 2 or error.song is None:
-        return SourceError(error.message, song=error.song)
-    if paths[0] == paths[1]:
-        return SourceError("this song stands there twice", file=paths[0], song=error.song)
-    return SourceError(f"this song stands in {paths[0]} too", file=paths[1], song=error.song)
+    return Batch(
+        Songs.concatenate([batch.songs for batch in batches]),
+        [file for batch in batches for file in batch.files],
+        batches[-1].share,
+        row if all(batch.row is not None for batch in batches) else None,
+    )
 
 
 def _refuse_differences(first: Batch, other: Batch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from seqagg.errors import SourceError
 from seqagg.sources.base import Batch, File, Options, named_columns, unchanged
 from seqagg.sources.columnar import ColumnTable, Table, open_table
 from seqagg.sources.rows import PER_SONG
-from seqagg.sources.table import NAMES, find_roles, said_of_songs
+from seqagg.sources.table import NAMES, as_declared, find_roles, said_of_songs
 
 TAKES = {"columns", "scores", "song", "time", "label", "group", "split", "fold"}
 
@@ -28,19 +29,20 @@ def read(files: Sequence[File], options: Options, notes: list[str]) -> Iterator[
             yield from read_nested(open_table(file.path), options, file)
 
 
-def read_nested(table: Table, options: Options, file: File) -> Iterator[Batch]:
+def read_nested(table: Table, options: Options, file: File | None = None) -> Iterator[Batch]:
     """Songs of one table."""
     if not isinstance(table, ColumnTable):
-        raise SourceError("is no Parquet or Arrow file", file=file.path)
+        raise SourceError("is no Parquet or Arrow file", file=table.path)
+    options = as_declared(table, options)
     header: dict[str, Any] = {
-        "kind": options.declared(file.path),
+        "kind": options.declared(table.path),
         "task": options.task or "multiclass",
         "note": options.note,
     }
     roles = find_roles(table, options, _NAMES)
     if "scores" not in roles:
         what = "no column 'scores'; --scores names the lists of frames"
-        raise SourceError(what, file=file.path)
+        raise SourceError(what, file=table.path)
     types = {
         name: None if role in ("scores", "time") else pa.string() for role, name in roles.items()
     }
@@ -49,14 +51,14 @@ def read_nested(table: Table, options: Options, file: File) -> Iterator[Batch]:
         columns = {_OF_CACHE[role]: batch.column(name) for role, name in roles.items()}
         for role in PER_SONG:
             if role in roles:
-                columns[role] = said_of_songs(columns[role], role, roles[role], file.path)
+                columns[role] = said_of_songs(columns[role], role, roles[role], table.path)
         piece = pa.table(columns)
         if "columns" not in header:
-            header["columns"] = list(named_columns(options, _width(piece["scores"]), file.path))
-        songs = songs_of_table(file.path, piece, header)
+            header["columns"] = list(named_columns(options, _width(piece["scores"]), table.path))
+        songs = songs_of_table(table.path or Path("the table"), piece, header)
         row = n_before.__add__
         n_before += len(songs)
-        yield Batch(songs, [file] * len(songs), share, row)
+        yield Batch(songs, [] if file is None else [file] * len(songs), share, row)
 
 
 def _width(scores: pa.ChunkedArray) -> int:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from seqagg.cache import Names
 from seqagg.errors import SourceError
 from seqagg.logodds import Kind, Task
 from seqagg.songs import Songs
@@ -25,6 +26,11 @@ from seqagg.sources.base import Floats, Ints
 
 PER_SONG = ("label", "group", "split", "fold")
 """What is said of a song, in every one of its rows."""
+
+
+AGAIN = (
+    "this song stands there already; its rows must stand together (--sort gathers those of a table)"
+)
 
 
 class Rows(NamedTuple):
@@ -133,7 +139,11 @@ class RowsToSongs:
         parts = [part for part in parts if len(part.ids)]
         begin = int(firsts[0])
         local = firsts - begin
-        ids = pa.concat_arrays([part.ids for part in parts])
+        ids = pa.concat_arrays([part.ids for part in parts]).take(pa.array(local))
+        twice = Names().add(ids)
+        if twice is not None:
+            what = f"row {self.place(int(firsts[twice]))}: {AGAIN}"
+            raise SourceError(what, file=self.file, song=ids[twice].as_py())
         values = parts[0].values if len(parts) == 1 else np.concatenate([p.values for p in parts])
         fields: dict[str, Any] = {}
         if parts[0].start is not None:
@@ -147,7 +157,7 @@ class RowsToSongs:
             columns=self.columns,
             kind=self.kind,
             task=self.task,
-            ids=ids.take(pa.array(local)),
+            ids=ids,
             note=self.note,
             **fields,
         )

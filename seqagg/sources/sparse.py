@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seqagg.errors import SourceError
+from seqagg.errors import ParameterError, SourceError
 from seqagg.logodds import Kind
 from seqagg.songs import Songs
 from seqagg.sources.base import Batch, File, Floats, Ints, Options, n_at_a_time, unchanged
@@ -87,6 +87,8 @@ def read_detections(
     if options.fill is None:
         what = f"{name} leaves out what is below a threshold; --fill says what score that has"
         raise SourceError(what, file=files[0].path)
+    if options.kind in (None, "probability") and not 0 <= options.fill <= 1:
+        raise ParameterError(f"fill={options.fill} is no probability")
     found = _Detections()
     if options.columns is not None:
         found.classes = {column: i for i, column in enumerate(options.columns)}

@@ -69,7 +69,7 @@ def read_table(
     song : str, optional
         Id of the one song of the table, which then has no column of ids.
     """
-    options = _as_declared(table, options)
+    options = as_declared(table, options)
     kind = options.declared(table.path)
     roles = find_roles(table, options, names, needs_song=song is None)
     columns = find_columns(table, options, roles, notes)
@@ -99,13 +99,13 @@ def read_table(
         yield Batch(work.empty(song, "time" in roles), [file])
 
 
-def _as_declared(table: Table, options: Options) -> Options:
+def as_declared(table: Table, options: Options) -> Options:
     """Options with what a table that was made of `Songs` says of itself."""
     metadata = table.schema.metadata or {} if isinstance(table, ColumnTable) else {}
-    if FRAMES_KEY not in metadata:
+    key = next((key for key in (FRAMES_KEY, HEADER_KEY) if key in metadata), None)
+    if key is None:
         return options
-    path = table.path or Path("the table")
-    header = header_of(path, {HEADER_KEY: metadata[FRAMES_KEY]})
+    header = header_of(table.path or Path("the table"), {HEADER_KEY: metadata[key]})
     for name in ("kind", "task"):
         if getattr(options, name) not in (None, header[name]):
             what = f"is of {name} {header[name]}, not {getattr(options, name)}"
@@ -168,7 +168,7 @@ def find_columns(
     if not columns:
         raise SourceError(f"no column is left for scores; {_there(table)}", file=table.path)
     for name in columns:
-        held = {"text": "text", "list": "lists", "whole": "whole numbers"}.get(table.cells[name])
+        held = _NO_SCORES.get(table.cells[name])
         if held:
             raise SourceError(
                 f"holds {held}: is it a score? --columns names the scores, --ignore what is none",
@@ -176,6 +176,9 @@ def find_columns(
                 column=name,
             )
     return columns
+
+
+_NO_SCORES = {"text": "text", "list": "lists", "whole": "whole numbers", "other": "no numbers"}
 
 
 def _there(table: Table) -> str:

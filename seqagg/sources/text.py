@@ -34,7 +34,7 @@ _LONGEST_LINE = 32 * 2**20
 _FIRST_LOOK = 2**16
 _BLOCK = 2**22
 
-Cell = Literal["number", "whole", "text", "nothing"]
+Cell = Literal["number", "whole", "text", "nothing", "list", "other"]
 
 
 class TextTable:
@@ -72,8 +72,11 @@ class TextTable:
         """The first lines, with the header whole."""
         size = _FIRST_LOOK
         while True:
-            with self._open() as stream:
-                head: bytes = stream.read(size)
+            try:
+                with self._open() as stream:
+                    head: bytes = stream.read(size)
+            except (OSError, pa.ArrowException) as error:
+                raise SourceError(f"cannot be read: {error}", file=self.path) from None
             self._complete = len(head) < size
             if len(head) < size or b"\n" in head[: size // 2] or b"\r" in head[: size // 2]:
                 return head
@@ -218,5 +221,6 @@ def _cell(cell: str) -> Cell:
 
 
 def _wider(one: Cell, other: Cell) -> Cell:
-    order: list[Cell] = ["nothing", "whole", "number", "text"]
+    """What a column holds: numbers, if there are any, so that what is none of them is an error."""
+    order: list[Cell] = ["nothing", "text", "whole", "number"]
     return max(one, other, key=order.index)
