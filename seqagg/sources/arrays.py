@@ -40,7 +40,7 @@ TAKES = {
 }
 
 USUAL = {
-    "scores": ("scores", "X", "x"),
+    "scores": ("scores", "X"),
     "song": ("song_id", "IDS", "ids"),
     "time": ("start",),
     "label": ("label", "labels", "Y", "y"),

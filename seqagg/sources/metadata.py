@@ -43,13 +43,14 @@ def finished(batches: Iterable[Batch], options: Options, notes: list[str]) -> It
     first = None
     for batch in merged(batches):
         fields = dict(_said(batch, options, joined))
+        ids = fields.get("ids", batch.songs.ids)
+        twice = seen.add(ids)
+        if twice is not None:
+            raise _again(batch, ids, twice)
         try:
             songs = batch.songs.replace(**fields) if fields else batch.songs
         except SeqaggError as error:
             raise _located(batch, error) from None
-        twice = seen.add(songs.ids)
-        if twice is not None:
-            raise _again(batch._replace(songs=songs), twice)
         first = first or songs
         yield batch._replace(songs=songs)
     if first is not None:
@@ -77,22 +78,22 @@ def _located(batch: Batch, error: SeqaggError) -> SourceError:
     return SourceError(error.message, file=file, song=error.song, column=error.column)
 
 
-def _again(batch: Batch, song: int, before: Sequence[Batch] = ()) -> SourceError:
+def _again(batch: Batch, ids: Any, song: int, before: Sequence[Batch] = ()) -> SourceError:
     """Say where a song stands that is there already."""
-    name = batch.songs.ids[song]
     file = batch.files[song].path if batch.files else None
+    places = [(ids, batch.files), *((part.songs.ids, part.files) for part in before)]
     others = {
-        file.path
-        for part in (*before, batch)
-        for other, file in zip(part.songs.ids, part.files, strict=False)
-        if other == name
+        other.path
+        for names, files in places
+        for name, other in zip(names, files, strict=False)
+        if name == ids[song]
     } - {file}
     if others:
-        return SourceError(f"this song stands in {min(others)} too", file=file, song=name)
+        return SourceError(f"this song stands in {min(others)} too", file=file, song=ids[song])
     what = "this song stands there already"
     if batch.row is not None:
         what = f"row {batch.row(song)}: {AGAIN}"
-    return SourceError(what, file=file, song=name)
+    return SourceError(what, file=file, song=ids[song])
 
 
 def merged(batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -104,7 +105,7 @@ def merged(batches: Iterable[Batch]) -> Iterator[Batch]:
             _refuse_differences(waiting[0], batch)
         twice = seen.add(batch.songs.ids)
         if twice is not None:
-            raise _again(batch, twice, waiting)
+            raise _again(batch, batch.songs.ids, twice, waiting)
         waiting.append(batch)
         size += batch.songs.values.nbytes + 64 * len(batch.songs)
         if size >= BATCH_BYTES // 2:
@@ -185,10 +186,14 @@ def _folder(name: str, batch: Batch, song: int) -> str:
 
 
 def short_id(name: str, ids: str) -> str:
-    """Last part of a path, without its suffix if that is asked for."""
+    """Last part of a path, without its suffix if that is asked for.
+
+    Of ``blues/blues.00012.au`` it is ``blues.00012``, and of that no less: a suffix begins with a
+    letter.
+    """
     last = re.split(r"[\\/]", name)[-1]
-    stem = last.rpartition(".")[0] if ids == "stem" else last
-    return stem or last
+    stem = re.sub(r"(?<=.)\.[A-Za-z][A-Za-z0-9]{0,4}$", "", last) if ids == "stem" else last
+    return stem or name
 
 
 def _named(labels: Iterable[Any], options: Options, batch: Batch) -> list[Any]:

@@ -6,7 +6,9 @@ name other files, ``.npy`` or ``.txt`` with an entry a line.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,10 +31,11 @@ _LONGEST_TEXT = 2**28
 def read(files: Sequence[File], options: Options, notes: list[str]) -> Iterator[Batch]:
     """Songs of ``.npy`` files."""
     companions = {
-        role: path
+        role: os.fspath(path)
         for role in arrays.USUAL
         if role != _SCORES and (path := _companion(role, options)) is not None
     }
+    options = dataclasses.replace(options, **companions)  # type: ignore[arg-type]  # text, as said
     if companions and len(files) > 1:
         role = next(iter(companions))
         raise SourceError(
@@ -43,18 +46,17 @@ def read(files: Sequence[File], options: Options, notes: list[str]) -> Iterator[
     for file in files:
         with ExitStack() as stack:
             members: dict[str, arrays.Member] = {_SCORES: _open(file, stack)}
-            for role, path in companions.items():
-                members[str(getattr(options, role))] = _open(File(path, path.name), stack)
+            for path in companions.values():
+                members[path] = _open(File(Path(path), path), stack)
             if companions:
                 yield from arrays.read_arrays(members, options, file, notes)
             else:
                 yield from arrays.read_arrays({file.name: members[_SCORES]}, options, file, notes)
 
 
-def _companion(role: str, options: Options) -> Path | None:
+def _companion(role: str, options: Options) -> str | None:
     joined = role in PER_SONG and options.labels is not None
-    value = None if joined else getattr(options, role)
-    return None if value is None else Path(value)
+    return None if joined else getattr(options, role)
 
 
 def _open(file: File, stack: ExitStack) -> arrays.Member:
