@@ -227,7 +227,10 @@ def test_indicators(tmp_path: Path) -> None:
         ({"X": np.ones((2, 3, 1)), "mask": np.ones((3, 2))}, r"'mask': has shape \(3, 2\), not"),
         ({"X": np.ones((2, 3, 1)), "mask": np.full((2, 3), 2)}, "'mask': holds other than"),
         ({"X": np.array([["a"]]), "IDS": np.arange(1)}, "'X': holds <U1, not numbers"),
-        ({"X": np.ones((2, 1)), "IDS": np.array([0, 0]), "Y": np.array([0, 1])}, "row 1: differs"),
+        (
+            {"X": np.ones((2, 1)), "IDS": np.array([0, 0]), "Y": np.array([0, 1])},
+            "row 1: '1' after '0' in the same",
+        ),
         ({"X": np.ones((2, 1)), "IDS": np.array([0.5, 0.5])}, "'IDS': cannot be read as text"),
         ({"X": np.ones((3, 1)), "IDS": np.array([0, 1, 0])}, "song '0': row 2: this song stands"),
         ({"X": np.full((1, 1), 1.5), "IDS": np.array([0])}, "column 'column_0': row 0: 1.5 is no"),

@@ -304,11 +304,11 @@ WRONG = {
     ),
     "two labels": (
         "x,0,1,l,1.0,0.0\nx,1,2,m,1.0,0.0\n",
-        r"song 'x': column 'label': row 3: differs",
+        r"song 'x': column 'label': row 3: 'm' after 'l' in the",
     ),
     "half a label": (
         "x,0,1,l,1.0,0.0\nx,1,2,,1.0,0.0\n",
-        r"song 'x': column 'label': row 3: differs",
+        r"song 'x': column 'label': row 3: None after 'l' in the",
     ),
     "back in time": (
         "x,1,2,l,1.0,0.0\nx,0,1,l,1.0,0.0\n",
@@ -413,7 +413,7 @@ def test_types_that_cannot_be(tmp_path: Path) -> None:
 
 def test_a_table_in_memory_has_no_file_but_rows() -> None:
     frame = pd.DataFrame({"song_id": ["x", "x"], "label": ["a", "b"], "c": [0.1, 0.2]})
-    with pytest.raises(SourceError, match=r"^song 'x': column 'label': row 1: differs"):
+    with pytest.raises(SourceError, match=r"^song 'x': column 'label': row 1: 'b' after 'a'"):
         from_dataframe(frame, kind="probability")
     with pytest.raises(SourceError, match="what are these scores"):
         from_dataframe(frame)

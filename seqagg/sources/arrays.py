@@ -223,7 +223,7 @@ class _Arrays:
         at_a_time = n_at_a_time(self.n_columns)
         for first in range(0, n_frames, at_a_time):
             n = min(at_a_time, n_frames - first)
-            values = as_scores(scores.take(n), "it", self.file.path)
+            values = as_scores(scores.take(n))
             taken = {role: self.arrays[role].take(n) for role in roles}
             said = {role: self._said(taken[role], role) for role in roles if role in PER_SONG}
             start = taken["time"].astype(np.float64) if "time" in taken else None
@@ -244,9 +244,7 @@ class _Arrays:
         while first < len(lengths):
             most = offsets[first] + n_at_a_time(self.n_columns)
             end = max(first + 1, int(np.searchsorted(offsets, most, side="right")) - 1)
-            values = as_scores(
-                scores.take(int(offsets[end] - offsets[first])), "it", self.file.path
-            )
+            values = as_scores(scores.take(int(offsets[end] - offsets[first])))
             here = slice(int(offsets[first]), int(offsets[end]))
             yield self._batch(
                 values,
@@ -272,7 +270,7 @@ class _Arrays:
                     what = f"has {len(array)} entries, and there is no array of song ids or lengths"
                     raise self.wrong(role, what + ": --song or --lengths names it")
                 fields[role] = self._said(array, role)
-        values = as_scores(whole(scores), "it", self.file.path)
+        values = as_scores(whole(scores))
         yield self._batch(values, np.array([0, n_frames]), self._time(n_frames), fields, 1.0)
 
     # Padded songs.
@@ -296,7 +294,7 @@ class _Arrays:
             if self.options.transpose:
                 values = values.swapaxes(1, 2)
             real = self._real(values, first, end, lengths)
-            frames, offsets, kept = cut_padding(as_scores(values, "it", self.file.path), real)
+            frames, offsets, kept = cut_padding(as_scores(values), real)
             start = None
             if "time" in self.arrays:
                 start = self.arrays["time"].take(end - first)[kept].astype(np.float32)

@@ -248,9 +248,7 @@ def named_columns(options: Options, n_columns: int, file: Path | None) -> tuple[
     return tuple(options.columns)
 
 
-def as_scores(array: npt.NDArray[Any], what: str, file: Path) -> Floats:
+def as_scores(array: npt.NDArray[Any]) -> Floats:
     """Array of numbers as scores."""
-    if array.dtype.kind not in "fiu":
-        raise SourceError(f"{what} holds {array.dtype}, not numbers", file=file)
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(array, dtype=np.float32)

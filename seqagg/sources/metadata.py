@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from seqagg.cache import Names
 from seqagg.errors import ParameterError, SeqaggError, SourceError
 from seqagg.songs import Songs
-from seqagg.sources.base import BATCH_BYTES, Batch, Options, numbered
+from seqagg.sources.base import BATCH_BYTES, Batch, Options, numbered, unchanged
 from seqagg.sources.columnar import open_table
 from seqagg.sources.rows import AGAIN, PER_SONG, as_field
 from seqagg.sources.table import NAMES, find_roles, said_of_songs
@@ -255,7 +255,8 @@ class SongTable:
             what = f"says nothing of songs; --label and so on name one of {table.names[:8]}"
             raise SourceError(what, file=path)
         types = dict.fromkeys(self._names.values(), pa.string())
-        batches = [batch for batch, _ in table.batches(types)]
+        with unchanged(path):
+            batches = [batch for batch, _ in table.batches(types)]
         rows = (
             pa.Table.from_batches(batches, pa.schema(list(types.items())))
             if not batches

@@ -27,10 +27,11 @@ from seqagg.sources.base import Floats, Ints
 PER_SONG = ("label", "group", "split", "fold")
 """What is said of a song, in every one of its rows."""
 
-
 AGAIN = (
     "this song stands there already; its rows must stand together (--sort gathers those of a table)"
 )
+
+_FINITE = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
 
 
 class Rows(NamedTuple):
@@ -174,7 +175,9 @@ class RowsToSongs:
             other = _changes(None if last is None else last.said[name], column) & ~new
             if other.any():
                 row = int(np.argmax(other))
-                raise self._wrong(piece, row, name, "differs from the row before, of the same song")
+                before = column[row - 1] if row else last.said[name][0]  # type: ignore[union-attr]
+                what = f"{column[row].as_py()!r} after {before.as_py()!r} in the same song"
+                raise self._wrong(piece, row, name, what)
         self._check_times(piece, new)
         self._check_scores(piece)
         return np.flatnonzero(new)
@@ -229,9 +232,6 @@ class RowsToSongs:
             song=name or None,
             column=column,
         )
-
-
-_FINITE = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
 
 
 def as_field(name: str, column: pa.Array) -> dict[str, Any]:

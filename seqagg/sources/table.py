@@ -159,6 +159,9 @@ def find_columns(
         if name not in table.names:
             raise SourceError(f"no such column; {_there(table)}", file=table.path, column=name)
     if options.columns is not None:
+        for name in options.columns:
+            if name in taken or options.columns.count(name) > 1:
+                raise SourceError("is named for two things", file=table.path, column=name)
         return list(options.columns)
     rest = [n for n in table.names if n not in taken and n not in options.ignore]
     unnamed = [n for n in rest if n == "" or n.startswith(_UNNAMED[1:])]

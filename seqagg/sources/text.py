@@ -87,11 +87,11 @@ class TextTable:
             size *= 8
 
     def _open(self) -> Any:
-        try:
-            stream = pa.input_stream(str(self.path), compression="detect")
-        except (OSError, pa.ArrowException, UnicodeError) as error:
-            raise SourceError(f"cannot be read: {error}", file=self.path) from None
-        return stream
+        """The text, unpacked, and closing with it the file."""
+        return self._unpacked(pa.OSFile(str(self.path)))
+
+    def _unpacked(self, file: Any) -> Any:
+        return pa.CompressedInputStream(file, "gzip") if self.path.suffix == ".gz" else file
 
     def _read_names(self) -> list[str]:
         if not self._head.strip():
@@ -144,11 +144,13 @@ class TextTable:
         }
         size = max(self.path.stat().st_size, 1)
         try:
-            with self._open() as stream, pa_csv.open_csv(stream, **options) as reader:
-                n_read = 0
+            with (
+                pa.OSFile(str(self.path)) as file,
+                self._unpacked(file) as stream,
+                pa_csv.open_csv(stream, **options) as reader,
+            ):
                 for batch in reader:
-                    n_read += batch.nbytes
-                    yield batch, min(1.0, n_read / size)
+                    yield batch, min(1.0, file.tell() / size)
         except (pa.ArrowException, OSError, UnicodeError) as error:
             self._find_fault(types)
             raise SourceError(f"cannot be read: {error}", file=self.path) from None
