@@ -231,6 +231,22 @@ def test_numbers_name_songs_and_labels(tmp_path: Path) -> None:
     assert songs.labels.tolist() == ["1", None]
 
 
+def test_categories_and_gaps() -> None:
+    pandas = pd.DataFrame(
+        {
+            "song_id": pd.Categorical(["x", "x", "y"]),
+            "label": pd.Categorical(["l", "l", None]),
+            "a": pd.array([0.1, None, 0.3], dtype="Float64"),
+        }
+    )
+    expected = Songs(
+        np.float32([[0.1], [np.nan], [0.3]]), [0, 2, 3], columns=["a"], kind="probability",
+        ids=["x", "y"], labels=["l", None],
+    )  # fmt: skip
+    assert_same_songs(from_dataframe(pandas, kind="probability"), expected)
+    assert_same_songs(from_dataframe(pl.from_pandas(pandas), kind="probability"), expected)
+
+
 def test_scattered_rows_are_gathered_by_time_if_asked(tmp_path: Path) -> None:
     songs = some_songs(8)
     shuffled = to_pandas(songs).sample(frac=1, random_state=0)

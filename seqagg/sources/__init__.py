@@ -11,6 +11,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -147,7 +148,8 @@ def read(
     <Songs: 2 songs, 3 frames, 2 columns of probability, columns=['jig', 'reel']>
     """
     files, format, opened = _open(paths, format, options, ())
-    return _together(_batches(files, format, opened, [] if notes is None else notes))
+    told: list[str] = [] if notes is None else notes
+    return _together(_batches(files, format, opened, told), files[0].path)
 
 
 def convert(
@@ -408,8 +410,8 @@ def _batches(files: list[File], format: str, options: Options, notes: list[str])
     return finished(_module(format).read(files, options, notes), options, notes)
 
 
-def _together(batches: Iterator[Batch]) -> Songs:
+def _together(batches: Iterator[Batch], file: Path | None = None) -> Songs:
     parts = [batch.songs for batch in batches]
     if not parts:
-        raise SourceError("there is no song")
+        raise SourceError("there is no song in it", file=file)
     return parts[0] if len(parts) == 1 else Songs.concatenate(parts)

@@ -108,7 +108,10 @@ class ColumnTable:
         if wanted is None:
             return column
         if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
+            values = column.dictionary
+            if pa.types.is_string_view(values.type):  # polars' own, which Arrow cannot take from
+                values = values.cast(pa.large_string())
+            column = pa.DictionaryArray.from_arrays(column.indices, values).dictionary_decode()
         if pa.types.is_string(wanted):
             return self._text(column, name)
         if column.type == wanted:
