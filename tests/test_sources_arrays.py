@@ -243,6 +243,19 @@ def test_arrays_that_do_not_fit(tmp_path: Path, store: str, arrays: Any, words: 
     assert "x." in str(caught.value)
 
 
+@stores
+def test_times_that_run_backwards(tmp_path: Path, store: str) -> None:
+    start = np.array([0, 1, 2, 0, 2, 1.0])
+    arrays = {"X": np.full((6, 2), 0.5), "lengths": np.array([3, 0, 3]), "start": start}
+    words = "song 'x/2': frame 2 starts at 1 s, the one before it at 2 s"
+    with pytest.raises(SourceError, match=words):
+        read(save(store, tmp_path / "x", **arrays), **KIND)
+    start[-1] = 3
+    found = read(save(store, tmp_path / "x", **arrays), **KIND)
+    assert found.start is not None
+    assert found.start.tolist() == [0, 1, 2, 0, 2, 3]
+
+
 class Runs:
     def __reduce__(self) -> Any:
         return os.mkdir, ("it-ran",)

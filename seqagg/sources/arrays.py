@@ -467,5 +467,5 @@ def as_text(array: Array) -> pa.Array:
         known = pa.array(array, from_pandas=True)
         return known.cast(pa.int64()).cast(pa.string())
     if array.dtype.kind == "U":
-        return pa.array(array.tolist(), pa.string())
+        return pa.array(array, pa.string())
     return pa.array(array).cast(pa.string())

@@ -42,6 +42,7 @@ def finished(batches: Iterable[Batch], options: Options, notes: list[str]) -> It
     seen = Names()
     first = None
     for batch in merged(batches):
+        _refuse_backwards(batch)
         fields = dict(_said(batch, options, joined))
         ids = fields.get("ids", batch.songs.ids)
         twice = seen.add(ids)
@@ -57,6 +58,23 @@ def finished(batches: Iterable[Batch], options: Options, notes: list[str]) -> It
         notes.extend(_unnamed(first, options))
     if joined is not None:
         joined.report(notes)
+
+
+def _refuse_backwards(batch: Batch) -> None:
+    """Refuse times that fall within a song; those of tables are known by their rows already."""
+    songs = batch.songs
+    if songs.start is None or len(songs.start) < 2:
+        return
+    falls = np.diff(songs.start) < 0
+    within = songs.offsets[1:-1]
+    falls[within[(within > 0) & (within < len(songs.start))] - 1] = False
+    if falls.any():
+        frame = int(np.argmax(falls)) + 1
+        song = int(np.searchsorted(songs.offsets, frame, side="right")) - 1
+        what = f"frame {frame - songs.offsets[song]} starts at {songs.start[frame]:g} s, the one "
+        what += f"before it at {songs.start[frame - 1]:g} s"
+        file = batch.files[song].path if batch.files else None
+        raise SourceError(what, file=file, song=str(songs.ids[song]))
 
 
 def _unnamed(songs: Songs, options: Options) -> Iterator[str]:
