@@ -123,11 +123,14 @@ def detect(files: Sequence[File], options: Options) -> str:
     for file in files:
         first.setdefault(file.path.suffix.lower(), file)
     found = {suffix: _detect(file.path, options) for suffix, file in first.items()}
-    if len(set(found.values())) > 1:
-        (one, a), (other, b) = list(found.items())[:2]
-        what = f"{one} files are {a}, {other} files {b}: --format says which are meant"
-        raise SourceError(what, file=first[other].path)
-    return next(iter(found.values()))
+    (one, chosen), *others = found.items()
+    for other, format in others:
+        if format != chosen:
+            what = (
+                f"{one} files are {chosen}, {other} files {format}: --format says which are meant"
+            )
+            raise SourceError(what, file=first[other].path)
+    return chosen
 
 
 def _detect(path: Path, options: Options) -> str:
