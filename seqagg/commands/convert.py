@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seqagg.commands.options import json_option
+from seqagg.commands.options import json_option, quiet_option
 from seqagg.errors import ParameterError
 from seqagg.terminal import NAMED, make_console, print_json, say, shorten, warn
 
@@ -144,6 +144,7 @@ Examples:
 @click.option("--window", type=float, help="Seconds that a frame lasts, for Audacity.")
 @click.option("--note", default="", help="Text to keep in the cache.")
 @json_option
+@quiet_option
 def convert(
     src: tuple[Path, ...],
     out: Path,
@@ -160,7 +161,7 @@ def convert(
     Arrow), arrays (.npy, .npz, HDF5), scores of opensoundscape and sed_scores_eval, detections of
     BirdNET and Raven, caches. Songs keep their names.
     """
-    from seqagg.progress import shown
+    from seqagg.progress import is_quiet, shown
     from seqagg.sources import convert as run
     from seqagg.sources import convert_to_audacity
 
@@ -179,7 +180,7 @@ def convert(
             found = run(src, out, format_, **options)
     if as_json:
         print_json({"out": str(out)} | dataclasses.asdict(found))
-    else:
+    elif not is_quiet():
         warn(found.notes)
         _show(found, out)
 

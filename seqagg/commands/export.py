@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from seqagg.commands.options import json_option
+from seqagg.commands.options import json_option, quiet_option
 from seqagg.errors import ParameterError
 from seqagg.terminal import make_console, print_json, say
 
@@ -21,6 +21,7 @@ Examples:
 @click.option("--onnx", is_flag=True, help="As an ONNX graph.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File, .onnx.")
 @json_option
+@quiet_option
 def export(model: Path, onnx: bool, out: Path, as_json: bool) -> None:
     """Write a fitted model as a graph that runs without seqagg.
 
@@ -29,6 +30,7 @@ def export(model: Path, onnx: bool, out: Path, as_json: bool) -> None:
     """
     from seqagg.aggregators import load
     from seqagg.onnx_export import export_onnx, model_card
+    from seqagg.progress import is_quiet
 
     if not onnx:
         raise ParameterError("say in which format: --onnx")
@@ -36,5 +38,5 @@ def export(model: Path, onnx: bool, out: Path, as_json: bool) -> None:
     export_onnx(fitted, out)
     if as_json:
         print_json({"out": str(out), "card": model_card(fitted)})
-    else:
+    elif not is_quiet():
         say(make_console(), f"Written: {out}, {out.stat().st_size:,} bytes")

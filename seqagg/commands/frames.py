@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seqagg.commands.options import json_option, seed_option
+from seqagg.commands.options import json_option, quiet_option, seed_option
 from seqagg.errors import ParameterError
 from seqagg.terminal import make_console, print_json, say, shorten, show_inspection, warn
 
@@ -79,6 +79,7 @@ and then:
 )
 @seed_option
 @json_option
+@quiet_option
 def frames(features: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Train a frame classifier on a table of features, and make a cache of its scores.
 
@@ -90,7 +91,7 @@ def frames(features: Path, out: Path, as_json: bool, **options: Any) -> None:
 
     from seqagg.cache import SUFFIXES, write_cache
     from seqagg.inspection import inspect as look
-    from seqagg.progress import shown
+    from seqagg.progress import is_quiet, shown
 
     if out.suffix not in SUFFIXES:
         raise ParameterError(f"a cache ends in {' or '.join(SUFFIXES)}", file=out)
@@ -104,6 +105,8 @@ def frames(features: Path, out: Path, as_json: bool, **options: Any) -> None:
         print_json(
             {"cache": str(out), "model": options["model"]} | names | dataclasses.asdict(found)
         )
+        return
+    if is_quiet():
         return
     warn([f"left out: {column}" for column in table.left_out])
     show_inspection(out.name, found)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seqagg.commands.options import json_option
+from seqagg.commands.options import json_option, quiet_option
 from seqagg.errors import ParameterError
 from seqagg.terminal import warn
 
@@ -73,6 +73,7 @@ Examples:
     "--min-frames", type=click.IntRange(min=1), metavar="N", help="But not before so many frames."
 )
 @json_option
+@quiet_option
 def stream(
     model: Path,
     form: str,
