@@ -11,6 +11,7 @@ nothing is copied). A folder of such files is one cache, in the order of their n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -241,6 +242,30 @@ def read_cache(path: str | os.PathLike[str]) -> Songs:
     files = _files(Path(path))
     parts = [_read_file(file) for file in files]
     return _concatenate(parts, files) if Path(path).is_dir() else parts[0]
+
+
+def checksum(path: str | os.PathLike[str]) -> str:
+    """Hex sha256 of a cache file; of a folder, of what ``sha256sum`` says of its files.
+
+    Parameters
+    ----------
+    path : path-like
+        A ``.parquet`` or ``.arrow`` file, or a folder that holds some.
+
+    Raises
+    ------
+    CacheError
+        Where there is no such file.
+    """
+    source = Path(path)
+    digests = {}
+    for file in _files(source):
+        with _reading(file), file.open("rb") as content:
+            digests[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
+    if not source.is_dir():
+        return digests[source.name]
+    lines = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 class CacheBatches:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.naive_bayes import GaussianNB
 
 from seqagg import Songs, write_cache
 from seqagg.aggregators import AGGREGATORS, make_aggregator
@@ -63,6 +64,8 @@ def models() -> dict[str, Aggregator]:
             name = f"1-{method}{'-multilabel' if multilabel else ''}"
             model = make_aggregator(method, **QUICK.get(method, {}))
             made[name] = model.fit(songs(multilabel=multilabel))
+    own = make_aggregator("stack", classifier=GaussianNB(), n_parts=1, n_folds=2)
+    made["1-stack-own"] = own.fit(songs())
     return made
 
 

@@ -1,6 +1,7 @@
 """The commands: what they write, what they say when they cannot, and how fast they start."""
 
 import csv
+import hashlib
 import json
 import os
 import resource
@@ -23,6 +24,7 @@ from seqagg.cache import write_cache
 from seqagg.commands.benchmark import _COMPARED
 from seqagg.commands.fit import _parse
 from seqagg.commands.methods import _summary
+from seqagg.model_file import read_model
 from seqagg.songs import Songs
 from seqagg.wording import verdict
 
@@ -538,6 +540,20 @@ def test_fit_learns_from_the_train_songs_and_says_so(cache):
     assert (found["n_songs"], found["split"]) == (18, "test")
     said = refuse("fit", cache, "--method", "mean", "--out", out, "--split", "valid")
     assert "no song of split 'valid'; there are test, train; --split all takes all songs" in said
+
+
+def test_the_model_says_which_cache_it_was_fitted_to(cache, tmp_path):
+    digest = hashlib.sha256(cache.read_bytes()).hexdigest()
+    assert read_model(fit(cache))[0]["trained_on"] == digest
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("a.parquet", "b.arrow"):
+        save(make_songs(ids=[f"{name} {i}" for i in range(48)]), folder / name)
+    listed = subprocess.run(
+        ["sha256sum", "a.parquet", "b.arrow"], cwd=folder, capture_output=True, check=True
+    )
+    digest = hashlib.sha256(listed.stdout).hexdigest()
+    assert read_model(fit(folder))[0]["trained_on"] == digest
 
 
 def test_fit_without_a_split_takes_all(tmp_path):

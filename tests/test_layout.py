@@ -65,6 +65,7 @@ FLOW = [
     "calibration",
     "decision",
     "model_file",
+    "classifier_file",
     "aggregators.checks",
     "aggregators.base",
     "aggregators.start",

@@ -1,11 +1,14 @@
 """Model files: what is written is read back to the bit, and nothing else is read at all."""
 
+import ast
 import hashlib
 import json
+import resource
 import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -425,6 +428,22 @@ def test_the_file_says_what_made_it(path):
     assert {"python", "seqagg", "numpy"} <= header["versions"].keys()
 
 
+def test_the_checksum_of_the_training_cache_is_kept(path, tmp_path):
+    fitted = MeanLogOdds().fit(make_songs())
+    fitted.save(path)
+    assert "trained_on" not in read_model(path)[0]
+    digest = hashlib.sha256(b"cache").hexdigest()
+    fitted.save(path, trained_on=digest)
+    assert read_model(path)[0]["trained_on"] == digest
+    loaded = load(path)
+    loaded.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+    loaded.fit(make_songs()).save(path)
+    assert "trained_on" not in read_model(path)[0]
+    with pytest.raises(ModelFileError, match="trained_on is no sha256"):
+        fitted.save(path, trained_on="songs.parquet")
+
+
 def test_numbers_from_a_grid_search_are_kept(path):
     aggregator = make_aggregator("hmm", **QUICK["hmm"]).set_params(
         n_iter=np.int64(5), tol=np.float64(0.01)
@@ -640,3 +659,91 @@ def test_a_state_that_is_not_finite_is_refused(path, fitted, method, number):
             write_model(path, header, arrays | {name: wrong})
             with pytest.raises(ModelFileError, match=r"model\.safetensors: the state "):
                 load(path)
+
+
+def test_a_state_of_another_type_is_refused(path, fitted):
+    """As numbers it is what it was, and would be rounded otherwise."""
+    for method in LEARNT:
+        fitted[method].save(path)
+        header, arrays = read_model(path)
+        for name, array in arrays.items():
+            if name.startswith("state.") and array.dtype.kind == "f":
+                other = array.astype(np.float16 if array.dtype == np.float64 else np.float64)
+                write_model(path, header, arrays | {name: other})
+                with pytest.raises(ModelFileError, match=r"model\.safetensors: "):
+                    load(path)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameter", "value"),
+    [
+        ("gru", "hidden_size", 2**20),
+        ("gru", "hidden_size", 10**30),
+        ("gru", "n_layers", 10**9),
+        ("mil", "hidden_size", 2**40),
+        ("stack", "n_parts", 10**9),
+        ("stack", "n_parts", 10**400),
+        ("hmm", "n_states", 10**9),
+    ],
+)
+def test_a_header_that_asks_for_more_than_the_file_holds_costs_nothing(
+    path, fitted, method, parameter, value
+):
+    fitted[method].save(path)
+    header, arrays = read_model(path)
+    write_model(path, header | {"parameters": header["parameters"] | {parameter: value}}, arrays)
+    before, started = peak_memory(), time.monotonic()
+    if method == "hmm":  # what was fitted says how many states there are
+        load(path)
+    else:
+        with pytest.raises(ModelFileError, match=r"model\.safetensors: "):
+            load(path)
+    assert time.monotonic() - started < 5
+    assert peak_memory() - before < 50 * 2**20
+
+
+def peak_memory():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@pytest.mark.parametrize("method", LEARNT)
+def test_numbers_that_drive_the_answer_to_infinity_are_refused(path, fitted, method):
+    fitted[method].save(path)
+    header, arrays = read_model(path)
+    huge = {
+        name: np.full_like(array, np.finfo(array.dtype).max)
+        for name, array in arrays.items()
+        if name.startswith("state.") and array.dtype.kind == "f"
+    }
+    write_model(path, header, arrays | huge)
+    with pytest.raises(ModelFileError, match=r"model\.safetensors: "):
+        load(path)
+
+
+def test_a_network_whose_columns_do_not_spread_is_refused(path, fitted):
+    for method in ("gru", "mil"):
+        fitted[method].save(path)
+        header, arrays = read_model(path)
+        (name,) = (n for n in arrays if n.startswith("state.0.") and n.endswith("spread"))
+        write_model(path, header, arrays | {name: np.zeros_like(arrays[name])})
+        with pytest.raises(ModelFileError, match="spread is not positive"):
+            load(path)
+
+
+def test_nothing_in_the_package_can_run_what_is_in_a_file():
+    modules = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
+    names = {"eval", "exec", "compile", "__import__"}
+    attributes = {("torch", "load"), ("joblib", "load"), ("yaml", "load"), ("pd", "read_pickle")}
+    for file in Path(seqagg.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            where = f"{file.name}, line {getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Import):
+                assert not {alias.name.partition(".")[0] for alias in node.names} & modules, where
+            elif isinstance(node, ast.ImportFrom):
+                assert (node.module or "").partition(".")[0] not in modules, where
+            elif isinstance(node, ast.Call):
+                assert getattr(node.func, "id", None) not in names, where
+            elif isinstance(node, ast.Attribute):
+                assert (getattr(node.value, "id", None), node.attr) not in attributes, where
+            elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert ast.literal_eval(node.value) is False, where

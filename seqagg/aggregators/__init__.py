@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -38,6 +39,8 @@ _MULTILABEL = {"biases", "thresholds"}
 
 _STATE = "state."
 _TUPLE = "tuple"
+_OPTIONAL: dict[str, Any] = {"trained_on": str}
+"""Keys that a header may have -> what JSON holds there."""
 _HEADER: dict[str, Any] = {
     "method": str,
     "parameters": dict,
@@ -57,6 +60,11 @@ _CLASS_TYPES: dict[str, type] = {
     "float64": float,
 }
 """dtypes of `classes_` that a file keeps -> what JSON holds of them."""
+_ODD = (
+    *(LookupError, TypeError, ValueError, RuntimeError),
+    *(ArithmeticError, AttributeError, MemoryError),
+)
+"""What a state may raise that has the right names and says what cannot be."""
 
 
 def aggregator_class(name: str) -> type[Aggregator]:
@@ -86,7 +94,9 @@ def make_aggregator(name: str, **parameters: Any) -> Aggregator:
     return cls(**parameters)
 
 
-def save(aggregator: Aggregator, path: str | os.PathLike[str]) -> None:
+def save(
+    aggregator: Aggregator, path: str | os.PathLike[str], *, trained_on: str | None = None
+) -> None:
     """Write a fitted aggregator to a ``.safetensors`` file, whole or not at all.
 
     Parameters
@@ -95,6 +105,9 @@ def save(aggregator: Aggregator, path: str | os.PathLike[str]) -> None:
         Fitted, of a class in the table.
     path : path-like
         Ends in ``.safetensors``.
+    trained_on : str, optional
+        Checksum of the cache it was fitted to, from `seqagg.cache.checksum`; by default, that of
+        the file it was loaded from, if it was.
 
     Raises
     ------
@@ -106,6 +119,8 @@ def save(aggregator: Aggregator, path: str | os.PathLike[str]) -> None:
     check_is_fitted(aggregator, "inverse_temperature_")
     try:
         header, arrays = pack(aggregator)
+        if trained_on is not None:
+            header["trained_on"] = trained_on
         _check_answers(aggregator, unpack(header, arrays))
     except ModelFileError as error:
         raise ModelFileError(error.message, file=path) from None
@@ -131,7 +146,10 @@ def load(path: str | os.PathLike[str]) -> Aggregator:
     """
     header, arrays = read_model(path)
     try:
-        return unpack(header, arrays)
+        with np.errstate(all="ignore"):  # numbers that overflow are refused, not warned of
+            loaded = unpack(header, arrays)
+            _check_finite(loaded)
+        return loaded
     except SeqaggError as error:
         raise ModelFileError(error.message, file=path) from None
 
@@ -147,7 +165,7 @@ def pack(aggregator: Aggregator) -> tuple[dict[str, Any], dict[str, npt.NDArray[
     header = {
         "method": _name_of(type(aggregator)),
         "parameters": {
-            name: _to_json(name, value) for name, value in aggregator.get_params(deep=False).items()
+            name: _to_json(name, value) for name, value in aggregator._plain_parameters().items()
         },
         "columns": None if aggregator.columns_ is None else list(aggregator.columns_),
         "classes": _plain_classes(aggregator.classes_),
@@ -156,6 +174,8 @@ def pack(aggregator: Aggregator) -> tuple[dict[str, Any], dict[str, npt.NDArray[
         "multilabel": bool(aggregator.multilabel_),
         "versions": _versions(),
     }
+    if aggregator._trained_on is not None:
+        header["trained_on"] = aggregator._trained_on
     arrays: dict[str, Any] = {
         "class_prior": aggregator.class_prior_,
         "inverse_temperature": np.asarray(aggregator.inverse_temperature_, dtype=np.float64),
@@ -190,6 +210,7 @@ def unpack(header: dict[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Ag
     multilabel = header["multilabel"]
     if own.keys() != (_SHARED | _MULTILABEL if multilabel else _SHARED):
         _refuse(f"holds the arrays {', '.join(sorted(own)) or 'of no method'}")
+    aggregator._trained_on = header.get("trained_on")
     aggregator.columns_ = None if columns is None else tuple(columns)
     aggregator.n_features_in_ = n_columns
     aggregator.classes_ = classes
@@ -221,6 +242,17 @@ def _check_answers(aggregator: Aggregator, loaded: Aggregator) -> None:
         _refuse(f"what was fitted would be lost in a file: {error}")
     if not np.allclose(found, expected, rtol=1e-6, atol=1e-9):
         _refuse("what was fitted would be lost in a file: loaded again it answers otherwise")
+
+
+def _check_finite(loaded: Aggregator) -> None:
+    """Refuse numbers that are finite each by itself, and drive an answer to infinity."""
+    probe = Songs(np.tile([[-3.0], [3.0]], loaded.n_features_in_), [0, 2])
+    try:
+        finite = np.isfinite(loaded.predict_log_proba(probe)).all()
+    except _ODD as error:
+        _refuse(f"cannot answer: {error}")
+    if not finite:
+        _refuse("its answers are not finite")
 
 
 def _name_of(cls: type[Aggregator]) -> str:
@@ -281,13 +313,15 @@ def _versions() -> dict[str, str]:
 
 
 def _check_header(header: dict[str, Any]) -> None:
-    if header.keys() != _HEADER.keys():
+    if not _HEADER.keys() <= header.keys() <= (_HEADER | _OPTIONAL).keys():
         _refuse(f"the header has the keys {', '.join(sorted(header))}")
-    for name, wanted in _HEADER.items():
-        value = header[name]
+    for name, value in header.items():
+        wanted = (_HEADER | _OPTIONAL)[name]
         # JSON's true is Python's True, which passes for an int.
         if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
             _refuse(f"{name} is {value!r}")
+    if not re.fullmatch("[0-9a-f]{64}", header.get("trained_on", "0" * 64)):
+        _refuse("trained_on is no sha256")
     columns = header["columns"]
     if columns is not None and not (
         all(isinstance(c, str) for c in columns) and len(set(columns)) == len(columns)
@@ -299,7 +333,7 @@ def _unfitted(method: str, parameters: dict[str, Any]) -> Aggregator:
     try:
         aggregator = make_aggregator(method, **_from_json(parameters))
         aggregator._check_parameters()
-    except (TypeError, ValueError) as error:
+    except _ODD as error:
         _refuse(str(error))
     return aggregator
 
@@ -379,12 +413,16 @@ def _set_state(aggregator: Aggregator, state: dict[str, npt.NDArray[Any]]) -> No
             _refuse(f"the state is not finite in {name}")
     try:
         aggregator._set_state(state)
-        used = aggregator._state().keys()
-    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        used = aggregator._state()
+    except _ODD as error:
         message = error.message if isinstance(error, SeqaggError) else str(error)
         _refuse(f"the state does not fit: {message}")
-    if used != state.keys():
+    if used.keys() != state.keys():
         _refuse(f"the state holds {', '.join(sorted(state)) or 'no array'}")
+    for name, array in state.items():
+        kept = np.asarray(used[name])
+        if (kept.dtype, kept.shape, kept.tobytes()) != (array.dtype, array.shape, array.tobytes()):
+            _refuse(f"the state is read as something else in {name}")
 
 
 def _refuse(message: str) -> NoReturn:

@@ -47,7 +47,7 @@ from seqagg.calibration import (
     smoothed_prior,
 )
 from seqagg.decision import abstain, best_thresholds, doubt_limit, doubts_of, label_sets
-from seqagg.errors import ParameterError, SongError
+from seqagg.errors import ModelFileError, ParameterError, SongError
 from seqagg.markup import card
 from seqagg.songs import Songs, as_songs
 from seqagg.streaming import Memory, Stream
@@ -110,6 +110,8 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     on_empty: OnEmpty
     biases_: Floats | None
     thresholds_: Floats | None
+    _trained_on: str | None = None
+    """Checksum of the cache that a loaded aggregator was fitted to."""
 
     def fit(self, X: Any, y: Any = None, groups: Any = None) -> Aggregator:
         """Learn from labelled songs, forgetting any earlier fit.
@@ -140,6 +142,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         self._check_parameters()
         # Set last, so that a fit that fails leaves nothing that looks fitted.
         self.__dict__.pop("inverse_temperature_", None)
+        self._trained_on = None
         songs = self._usable(X)
         targets = find_targets(
             songs,
@@ -347,14 +350,22 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             )
         return indicator
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, trained_on: str | None = None) -> None:
         """Write the fitted aggregator to a ``.safetensors`` file, whole or not at all.
 
         Holds numbers and JSON, nothing that could run. `seqagg.load` reads it.
+
+        Parameters
+        ----------
+        path : path-like
+            Ends in ``.safetensors``.
+        trained_on : str, optional
+            Checksum of the cache it was fitted to, from `seqagg.cache.checksum`, to be kept in
+            the file.
         """
         from seqagg.aggregators import save
 
-        save(self, path)
+        save(self, path, trained_on=trained_on)
 
     def __sklearn_is_fitted__(self) -> bool:
         """Say to scikit-learn whether the last fit came to its end."""
@@ -407,6 +418,10 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def _memory(self, n: int) -> Memory:
         """What n streams are remembered by, raising `ParameterError` where nothing constant is."""
         raise ParameterError(f"{type(self).__name__} cannot stream")
+
+    def _plain_parameters(self) -> dict[str, Any]:
+        """Parameters as JSON can hold them; what it cannot is in `_state`."""
+        return dict(self.get_params(deep=False))
 
     def _state(self) -> dict[str, Array]:
         """Arrays to save beyond what all methods have, by name."""
@@ -520,6 +535,24 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
 
     def _canonical(self, songs: Songs) -> Songs:
         return songs._with(values=songs.values[:, self._column_order], columns=None)
+
+
+def check_floats(
+    arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], about: str = ""
+) -> None:
+    """Refuse arrays of a model file that are not float64 of the shapes they must have.
+
+    Raises
+    ------
+    ModelFileError
+        Names the first that is not, or that must not be there at all.
+    """
+    for name, array in arrays.items():
+        if array.shape != shapes.get(name) or array.dtype != np.float64:
+            raise ModelFileError(
+                f"array {name}{about} is {array.dtype} of shape {array.shape}, "
+                f"not float64 of shape {shapes.get(name)}"
+            )
 
 
 def text_array(value: Any) -> Array:

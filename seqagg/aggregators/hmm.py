@@ -29,6 +29,7 @@ from seqagg.aggregators.base import (
     Floats,
     Ints,
     OnEmpty,
+    check_floats,
     from_text_array,
     text_array,
 )
@@ -422,9 +423,7 @@ class HMMAggregator(Aggregator):
             "basis": (n_columns, n_columns),
             **AverageStart.shapes(n_columns, n_classes),
         }
-        for name, shape in shapes.items():
-            if name not in arrays or arrays[name].shape != shape:
-                raise ModelFileError(f"array {name} is missing or not of shape {shape}")
+        check_floats({name: arrays[name] for name in shapes}, shapes)
         self.weights_ = arrays["weights"]
         self._whitening = Whitening(arrays["center"], arrays["basis"])
         self._start = AverageStart.of_state(arrays)
@@ -437,7 +436,7 @@ class HMMAggregator(Aggregator):
             raise ModelFileError("the background has no model")
         if not self._models:
             raise ModelFileError("no class has a model")
-        self.shape_ = Shape(*from_text_array(arrays["shape"]))
+        self.shape_ = _read_shape(arrays["shape"])
         self.fit_report_ = str(from_text_array(arrays["report"]))
         known = {
             "shape",
@@ -476,6 +475,13 @@ class _Listening(RunningAverages):
 _PARTS = ("startprob", "transmat", "means", "covars")
 
 
+def _read_shape(array: Array) -> Shape:
+    n_states, *words = from_text_array(array)
+    if type(n_states) is not int or [type(word) for word in words] != [str, str]:
+        raise ModelFileError("the shape cannot be read")
+    return Shape(n_states, *words)
+
+
 def _read_model(arrays: Mapping[str, Array], k: int, n_columns: int) -> GaussianParameters:
     missing = [part for part in _PARTS if f"{k}.{part}" not in arrays]
     if missing:
@@ -483,13 +489,12 @@ def _read_model(arrays: Mapping[str, Array], k: int, n_columns: int) -> Gaussian
     found = GaussianParameters(*(arrays[f"{k}.{part}"] for part in _PARTS))
     n = found.startprob.size
     diagonal, full = (n, n_columns), (n, n_columns, n_columns)
-    if (
-        found.startprob.shape != (n,)
-        or found.transmat.shape != (n, n)
-        or found.means.shape != diagonal
-        or found.covars.shape not in (diagonal, full)
-    ):
-        raise ModelFileError(f"the arrays of class {k} do not fit together")
+    parts = {name: getattr(found, name) for name in _PARTS}
+    covars = full if found.covars.ndim == 3 else diagonal
+    shapes = {"startprob": (n,), "transmat": (n, n), "means": diagonal, "covars": covars}
+    check_floats(parts, shapes, f" of class {k}")
+    if n == 0:
+        raise ModelFileError(f"the model of class {k} has no state")
     for name, p in (("startprob", found.startprob), ("transmat", found.transmat)):
         if (p < 0).any() or not np.allclose(p.sum(axis=-1), 1, rtol=0, atol=1e-6):
             raise ModelFileError(f"{name} of class {k} holds no probabilities")

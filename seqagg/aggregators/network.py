@@ -368,9 +368,15 @@ class NetworkAggregator(Aggregator):
             by_number.setdefault(number, {})[part] = array
         if not by_number or set(by_number) != {str(i) for i in range(len(by_number))}:
             raise ModelFileError("the networks are not numbered 0, 1, ...")
+        if len(self.history_) != len(by_number):
+            raise ModelFileError("the history is not that of the networks")
+        if getattr(self, "n_layers", 0) > len(arrays):
+            raise ModelFileError("there are more layers than arrays")
+        with torch.device("meta"):  # no memory for numbers that the file does not have
+            blank = [self._blank_network() for _ in by_number]
         self.networks_ = [
-            _read_network(by_number[str(i)], self._blank_network()).to(self._device())
-            for i in range(len(by_number))
+            _read_network(by_number[str(i)], network).to(self._device())
+            for i, network in enumerate(blank)
         ]
         self.fit_report_ = self._report()
 
@@ -415,12 +421,15 @@ def _read_history(arrays: Mapping[str, Array]) -> list[list[dict[str, float]]]:
 
 
 def _read_network(arrays: Mapping[str, Array], network: nn.Module) -> nn.Module:
-    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    found = {name: array.shape for name, array in arrays.items()}
+    # Everything is float32: it was trained so.
+    wanted = {name: ("float32", *value.shape) for name, value in network.state_dict().items()}
+    found = {name: (array.dtype.name, *array.shape) for name, array in arrays.items()}
     if found != wanted:
         odd = sorted(set(found.items()) ^ set(wanted.items()))[0][0]
-        raise ModelFileError(f"array {odd} is missing, unknown or of the wrong shape")
-    if "spread" in arrays and (arrays["spread"] <= 0).any():
-        raise ModelFileError("array spread is not positive")
-    network.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
-    return network.float().eval()
+        raise ModelFileError(f"array {odd} is missing, unknown or of the wrong shape or type")
+    for name, array in arrays.items():
+        if name.rpartition(".")[2] == "spread" and (array <= 0).any():
+            raise ModelFileError(f"array {name} is not positive")
+    tensors = {name: torch.tensor(array) for name, array in arrays.items()}
+    network.load_state_dict(tensors, assign=True)
+    return network.eval()

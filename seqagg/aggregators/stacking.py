@@ -21,6 +21,7 @@ from seqagg.aggregators.base import (
     Floats,
     Ints,
     OnEmpty,
+    check_floats,
     from_text_array,
     text_array,
 )
@@ -35,6 +36,7 @@ from seqagg.calibration import (
     prior_scores,
     smoothed_prior,
 )
+from seqagg.classifier_file import PARAMETER, dump_classifiers, load_classifiers
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import grouped_folds
 from seqagg.kernels.segments import segment_max, segment_mean, segment_sum
@@ -104,6 +106,12 @@ def _summary(
     return np.hstack(blocks)
 
 
+def n_summaries(n_columns: int, n_parts: int) -> int:
+    """Features that `summarize` makes of songs of so many columns."""
+    pairs = n_columns**2 if n_columns <= _MOST_TRANSITIONS else 0
+    return (4 + n_parts) * n_columns + pairs + 1
+
+
 def _part_means(x: Floats, offsets: Ints, n_parts: int) -> list[Floats]:
     """Mean of each part of each song; a part without a frame has the frame nearest to it."""
     total = np.vstack([np.zeros(x.shape[1]), np.cumsum(x, axis=0)])
@@ -136,13 +144,38 @@ class _Linear:
     def scores(self, features: Floats) -> Floats:
         return np.asarray(features @ self.weight + self.bias)
 
+    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        return {"weight": self.weight, "bias": self.bias}, {}
+
+
+class _Own:
+    """A fitted classifier of the user's, whose scores are log probabilities as they stand."""
+
+    def __init__(self, model: Any, n_classes: int) -> None:
+        self.model = model
+        self.n_classes = n_classes
+
+    def scores(self, features: Floats) -> Floats:
+        """Log probability of each class, shape (n_songs, n_classes)."""
+        p = np.zeros((len(features), self.n_classes))
+        p[:, self.model.classes_] = self.model.predict_proba(features)
+        return np.asarray(np.log(np.maximum(p, 1e-6)))
+
+    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        return {}, {_ALL: self.model}
+
 
 class _OneVsRest:
-    """A classifier of the user's for each class that some songs have and others do not."""
+    """A fitted classifier of the user's for each class that some songs have and others do not."""
 
-    def __init__(self, classifier: Any, features: Floats, y: Ints) -> None:
-        self.bias = prior_scores(smoothed_prior(y, y.shape[1]), multilabel=True)
-        self.models = {int(k): clone(classifier).fit(features, y[:, k]) for k in mixed_classes(y)}
+    def __init__(self, models: dict[int, Any], bias: Floats) -> None:
+        self.models = models
+        self.bias = bias  # (n_classes,) log-odds of the other classes
+
+    @classmethod
+    def fit(cls, classifier: Any, features: Floats, y: Ints) -> _OneVsRest:
+        models = {int(k): clone(classifier).fit(features, y[:, k]) for k in mixed_classes(y)}
+        return cls(models, prior_scores(smoothed_prior(y, y.shape[1]), multilabel=True))
 
     def scores(self, features: Floats) -> Floats:
         """Log-odds of each class, shape (n_songs, n_classes)."""
@@ -150,6 +183,13 @@ class _OneVsRest:
         for k, model in self.models.items():
             out[:, k] = logit(model.predict_proba(features)[:, 1].clip(1e-6, 1 - 1e-6))
         return out
+
+    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        return {"bias": self.bias}, {str(k): model for k, model in self.models.items()}
+
+
+_ALL = "all classes"
+"""Name in a model file of a classifier that tells all classes apart."""
 
 
 class StackingAggregator(Aggregator):
@@ -181,6 +221,8 @@ class StackingAggregator(Aggregator):
     fit_report_ : str
         What was chosen, in words.
     """
+
+    _bytes: Array | None = None
 
     ridges = (0.003, 0.03, 0.3)
     """Inverse strengths of the ridge that the default classifier tries."""
@@ -229,6 +271,7 @@ class StackingAggregator(Aggregator):
                 best = self._choose(stacked, averages, y, groups)
             self._start = self._make_start(songs, y)
             self._model = self._fit_classifier(features, y, ridges[best])
+            self._bytes = None
             step("")
         a, b = self.weights_
         self.fit_report_ = (
@@ -256,13 +299,13 @@ class StackingAggregator(Aggregator):
 
     def _fit_classifier(self, features: Floats, y: Ints, ridge: float) -> Any:
         if y.ndim == 2 and self.classifier is not None:
-            return _OneVsRest(self.classifier, features, y)
+            return _OneVsRest.fit(self.classifier, features, y)
         if y.ndim == 1 and len(np.unique(y)) == 1:  # a classifier would refuse
             bias = np.full(len(self.classes_), -np.log(len(y) + 1.0))
             bias[y[0]] = 0.0
             return _Linear(np.zeros((features.shape[1], len(bias))), bias)
         if self.classifier is not None:
-            return clone(self.classifier).fit(features, y)
+            return _Own(clone(self.classifier).fit(features, y), len(self.classes_))
         center = features.mean(axis=0)
         spread = np.maximum(features.std(axis=0), 1e-6)
         map_ = fit_logistic((features - center) / spread, y, len(self.classes_), ridge)
@@ -270,11 +313,8 @@ class StackingAggregator(Aggregator):
         return _Linear(weight, map_.bias - center @ weight)
 
     def _log_proba(self, model: Any, features: Floats) -> Floats:
-        if isinstance(model, _Linear | _OneVsRest):
-            return normalize(model.scores(features), self.multilabel_)
-        p = np.zeros((len(features), len(self.classes_)))
-        p[:, model.classes_] = model.predict_proba(features)
-        return np.asarray(np.log(np.maximum(p, 1e-6)))
+        scores: Floats = model.scores(features)
+        return scores if isinstance(model, _Own) else normalize(scores, self.multilabel_)
 
     def _log_scores(self, songs: Songs) -> Floats:
         return self._mix(summarize(songs, self.n_parts), self._start.scores(songs))
@@ -291,33 +331,57 @@ class StackingAggregator(Aggregator):
             )
         return _Listening(self, n)
 
+    def _plain_parameters(self) -> dict[str, Any]:
+        return super()._plain_parameters() | {"classifier": None}  # `_state` has it
+
     def _state(self) -> dict[str, Array]:
-        if not isinstance(self._model, _Linear):
-            raise ModelFileError("only a stack with the default classifier can be saved")
-        return {
+        arrays, fitted = self._model.state()
+        state = {
             "weights": self.weights_,
-            "weight": self._model.weight,
-            "bias": self._model.bias,
+            **arrays,
             **self._start.state(),
             "report": text_array(self.fit_report_),
         }
+        if self.classifier is not None:
+            # Kept, so that what is loaded and saved again is the same bytes.
+            if self._bytes is None:
+                self._bytes = dump_classifiers({PARAMETER: self.classifier, **fitted})
+            state["classifier"] = self._bytes
+        return state
 
     def _set_state(self, arrays: Mapping[str, Array]) -> None:
         n_columns, n_classes = self.n_features_in_, len(self.classes_)
-        probe = Songs(np.zeros((1, n_columns)), [0, 1])
         shapes = {
             "weights": (2,),
-            "weight": (summarize(probe, self.n_parts).shape[1], n_classes),
+            "weight": (n_summaries(n_columns, self.n_parts), n_classes),
             "bias": (n_classes,),
             **AverageStart.shapes(n_columns, n_classes),
         }
-        found = {name: array.shape for name, array in arrays.items() if name != "report"}
-        if found != shapes:
-            raise ModelFileError("the arrays of the stack are not those that its columns need")
+        others = ("report", "classifier")
+        check_floats({n: a for n, a in arrays.items() if n not in others}, shapes)
         self.weights_ = arrays["weights"]
-        self._model = _Linear(arrays["weight"], arrays["bias"])
         self._start = AverageStart.of_state(arrays)
         self.fit_report_ = str(from_text_array(arrays["report"]))
+        self._bytes = arrays.get("classifier")
+        self._model = self._read_model(arrays)
+
+    def _read_model(self, arrays: Mapping[str, Array]) -> Any:
+        """Fitted model from its arrays, or out of the bytes of classifiers; sets the parameter."""
+        fitted: dict[str, Any] = {}
+        n_features, n_classes = n_summaries(self.n_features_in_, self.n_parts), len(self.classes_)
+        if self._bytes is not None:
+            fitted = load_classifiers(self._bytes, n_features)
+            self.classifier = fitted.pop(PARAMETER)
+        if "weight" in arrays:
+            return _Linear(arrays["weight"], arrays["bias"])
+        names = [str(k) for k in range(n_classes)] if self.multilabel_ else [_ALL]
+        known = [0, 1] if self.multilabel_ else range(n_classes)
+        for name, model in fitted.items():
+            if name not in names or not set(model.classes_.tolist()) <= set(known):
+                raise ModelFileError("the classifiers are not those of the classes")
+        if self.multilabel_:
+            return _OneVsRest({int(k): model for k, model in fitted.items()}, arrays["bias"])
+        return _Own(fitted[_ALL], n_classes)
 
 
 class _Listening(RunningAverages):

@@ -99,21 +99,18 @@ def benchmark(
         show_benchmark(result, out)
 
 
-def _songs_to_compare(cache: Path | None) -> tuple[str, Songs, str | None]:
-    """Name, songs and sha256 of the cache; None stands for the embedded one."""
-    from hashlib import file_digest
+def _songs_to_compare(cache: Path | None) -> tuple[str, Songs, str]:
+    """Name, songs and checksum of the cache; None stands for the embedded one."""
     from importlib.resources import as_file, files
 
-    from seqagg.cache import read_cache
+    from seqagg.cache import checksum, read_cache
 
     if cache is None:
         with as_file(files("seqagg") / "data" / "tunes.parquet") as path:
             return _songs_to_compare(path)
-    songs = read_cache(cache)
-    if not cache.is_file():  # a folder of caches: the benchmark hashes the songs
-        return cache.resolve().name, songs, None
-    with cache.open("rb") as file:
-        return cache.resolve().stem, songs, file_digest(file, "sha256").hexdigest()
+    resolved = cache.resolve()
+    name = resolved.name if resolved.is_dir() else resolved.stem
+    return name, read_cache(cache), checksum(cache)
 
 
 def _write(result: BenchmarkResult, out: Path) -> None:

@@ -66,7 +66,7 @@ def fit(
     Learns from the train songs where the cache has a split. Songs without a label or without a
     frame are left out.
     """
-    from seqagg.cache import read_cache
+    from seqagg.cache import checksum, read_cache
     from seqagg.inspection import inspect as look
     from seqagg.model_file import check_suffix
     from seqagg.progress import is_quiet, shown, waiting
@@ -74,18 +74,20 @@ def fit(
     check_suffix(out)
     aggregator = _configured(method, settings, seed)
     with shown(), waiting(f"read {cache.name}"):
+        trained_on = checksum(cache)
         songs = read_cache(cache)
     chosen, name = _of_split(songs, split, "train")
     used, left_out = _learnable(chosen)
     with shown():
         aggregator.fit(used)
-    aggregator.save(out)
+    aggregator.save(out, trained_on=trained_on)
     warnings = look(songs).warnings
     report: dict[str, Any] = {
         "method": method,
         "model": str(out),
         "n_songs": len(used),
         "split": name,
+        "cache_sha256": trained_on,
         "left_out": left_out,
         "parameters": aggregator.get_params(),
         "classes": [str(c) for c in aggregator.classes_],
