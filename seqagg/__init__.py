@@ -25,6 +25,7 @@ __all__ = [
     "StackingAggregator",
     "__version__",
     "benchmark",
+    "checkpoints",
     "compare",
     "load",
     "plot_comparison",
@@ -53,6 +54,7 @@ _HOME = {
     "SourceError": "seqagg.errors",
     "StackingAggregator": "seqagg.aggregators.stacking",
     "benchmark": "seqagg.benchmark",
+    "checkpoints": "seqagg.checkpoints",
     "compare": "seqagg.evaluation",
     "load": "seqagg.aggregators",
     "plot_comparison": "seqagg.plots",
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
     from seqagg.aggregators.stacking import StackingAggregator
     from seqagg.benchmark import benchmark
     from seqagg.cache import read_cache, write_cache
+    from seqagg.checkpoints import checkpoints
     from seqagg.errors import (
         CacheError,
         ModelFileError,
@@ -115,7 +118,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `seqagg.benchmark` the function, whoever imports the module of that name.
+    """Keeps `seqagg.benchmark` and others functions, whoever imports the module of that name.
 
     Python sets a module as an attribute of its package once it is imported, and would thereby
     turn the function into the module under a user's hands.

@@ -10,9 +10,12 @@ checksum tells damage, not malice; whoever reads a header must still check what 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
+import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,6 +111,15 @@ def check_suffix(path: str | os.PathLike[str]) -> None:
     """Refuse a path that does not end in ``.safetensors``, with `ModelFileError`."""
     if Path(path).suffix != SUFFIX:
         raise ModelFileError(f"a model file ends in {SUFFIX}", file=path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what fitted a model, for whoever must find out why an answer changed."""
+    found = {"python": platform.python_version()}
+    for name in ("seqagg", "numpy", "scipy", "scikit-learn", "hmmlearn", "torch"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _contiguous(target: Path, name: str, array: npt.ArrayLike) -> Array:

@@ -161,6 +161,8 @@ def show_fit(report: Mapping[str, Any], n_all: int) -> None:
     )
     for reason, ids in report["left_out"].items():
         say(console, f"Left out, {reason}: {len(ids)} ({shorten(ids, NAMED)}).")
+    if report["resumed"]:
+        say(console, "Went on where an earlier fit of the same stopped.")
     for line in (report["report"] or "").splitlines():
         say(console, line)
     written(console, f"Written: {report['model']}")

@@ -13,8 +13,8 @@ import functools
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -54,6 +54,36 @@ def ahead(items: Iterable[T], n: int) -> Iterator[Iterator[T]]:
         yield in_turn()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def side_by_side(tasks: Sequence[Callable[[Callable[[], None]], T]], n_jobs: int | None) -> list[T]:
+    """Run tasks in threads, as many at a time as joblib counts jobs, and give their results.
+
+    Each task is handed a function to call now and then, which ends it once another has failed, or
+    Ctrl-C was pressed: Python waits for its threads, and threads of PyTorch that it does not wait
+    for bring it down.
+    """
+    from joblib import effective_n_jobs
+
+    stopped = threading.Event()
+
+    def go_on() -> None:
+        if stopped.is_set():
+            raise CancelledError
+
+    n_threads = min(effective_n_jobs(n_jobs), len(tasks))
+    if n_threads <= 1:
+        return [task(go_on) for task in tasks]
+    with ThreadPoolExecutor(n_threads) as pool:
+        running = [pool.submit(task, go_on) for task in tasks]
+        try:
+            for future in wait(running, return_when=FIRST_EXCEPTION).done:
+                future.result()  # raises what went wrong
+            return [future.result() for future in running]
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _next(source: Iterator[Any], end: object) -> Any:

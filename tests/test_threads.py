@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from seqagg.threads import ahead, one_thread_each
+from seqagg.threads import ahead, one_thread_each, side_by_side
 
 
 def pools() -> set[int]:
@@ -60,6 +64,51 @@ def test_two_callers_that_overlap():
         assert torch.get_num_threads() == 1
     caller.join()
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2, -1, None])
+def test_side_by_side_gives_results_in_order(n_jobs):
+    def task(i, go_on):
+        go_on()
+        time.sleep(0.01 * (5 - i))
+        return i
+
+    assert side_by_side([partial(task, i) for i in range(5)], n_jobs) == list(range(5))
+    assert side_by_side([], n_jobs) == []
+
+
+def test_side_by_side_stops_the_others_when_one_fails():
+    ended = []
+
+    def endless(go_on):
+        try:
+            while True:
+                time.sleep(0.001)
+                go_on()
+        finally:
+            ended.append(1)
+
+    def failing(go_on):
+        raise KeyError("x")
+
+    with pytest.raises(KeyError, match="x"):
+        side_by_side([endless, failing, endless], 2)
+    assert len(ended) == 1, "the third never began"
+
+
+def test_side_by_side_stops_on_an_interrupt():
+    def endless(go_on):
+        while True:
+            time.sleep(0.001)
+            go_on()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side([endless, endless], 2)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_ahead_gives_all_items_in_turn():

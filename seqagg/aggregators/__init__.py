@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
-import platform
 import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -16,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from seqagg.aggregators.base import Aggregator
 from seqagg.errors import ModelFileError, ParameterError, SeqaggError
-from seqagg.model_file import read_model, write_model
+from seqagg.model_file import read_model, versions, write_model
 from seqagg.songs import Songs
 
 AGGREGATORS: dict[str, str] = {
@@ -172,7 +170,7 @@ def pack(aggregator: Aggregator) -> tuple[dict[str, Any], dict[str, npt.NDArray[
         "n_features_in": int(aggregator.n_features_in_),
         "columns_are_classes": bool(aggregator._columns_are_classes),
         "multilabel": bool(aggregator.multilabel_),
-        "versions": _versions(),
+        "versions": versions(),
     }
     if aggregator._trained_on is not None:
         header["trained_on"] = aggregator._trained_on
@@ -299,17 +297,6 @@ def _plain_classes(classes: npt.NDArray[Any]) -> dict[str, Any]:
     if dtype not in _CLASS_TYPES:
         raise ModelFileError(f"labels of type {dtype} cannot be kept in a model file")
     return {"dtype": dtype, "values": classes.tolist()}
-
-
-def _versions() -> dict[str, str]:
-    """Versions of what fitted the model, for whoever must find out why an answer changed."""
-    versions = {"python": platform.python_version()}
-    for name in ("seqagg", "numpy", "scipy", "scikit-learn", "hmmlearn", "torch"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _check_header(header: dict[str, Any]) -> None:

@@ -46,6 +46,7 @@ from seqagg.calibration import (
     prior_scores,
     smoothed_prior,
 )
+from seqagg.checkpoints import stage_of
 from seqagg.decision import abstain, best_thresholds, doubt_limit, doubts_of, label_sets
 from seqagg.errors import ModelFileError, ParameterError, SongError
 from seqagg.markup import card
@@ -169,7 +170,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             raise SongError("no training song has a label and a frame: nothing can be learnt")
         prior = smoothed_prior(known, len(self.classes_))
         self.class_prior_ = prior[self._rank_of_class()]
-        with one_thread_each():
+        with one_thread_each(), stage_of(self, songs, known, group_of):
             held_out = self._fit(songs, known, group_of)
         if targets.y is not None and held_out is None:
             held_out = self._log_scores(songs)

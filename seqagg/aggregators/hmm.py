@@ -19,6 +19,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -43,6 +44,7 @@ from seqagg.calibration import (
     fit_mixture_weights,
     prior_scores,
 )
+from seqagg.checkpoints import current_stage
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import Fold, grouped_folds
 from seqagg.kernels.hmm import GaussianParameters, fit_em, log_likelihoods, with_jacobian
@@ -199,15 +201,18 @@ class HMMAggregator(Aggregator):
         shapes = self._shapes()
         folds = grouped_folds(y, groups, self.n_folds, self.random_state)
         with steps("hmm", len(folds) * len(shapes) + 1) as step:
-            tried = [self._try_fold(songs, y, fold, shapes, step) for fold in folds]
+            tried = [
+                self._try_fold(songs, y, i, fold, shapes, step) for i, fold in enumerate(folds)
+            ]
             averages, likelihoods = _gather(tried, folds, len(shapes), y, len(self.classes_))
             best, losses = self._choose(averages, likelihoods, y, groups)
             self.shape_ = shapes[best]
             whiten = whiten_within(songs, y)
             self._whitening = whiten
             self._start = self._make_start(songs, y)
+            frames = whiten(songs)
             models = self._fit_classes(
-                whiten(songs), songs.offsets, y, self.shape_, self.n_restarts
+                frames, songs.offsets, y, self.shape_, self.n_restarts, "all songs"
             )
             self._models = {k: m.parameters for k, m in models.items()}
             step("")
@@ -235,7 +240,7 @@ class HMMAggregator(Aggregator):
         return make_start(songs, y, len(self.classes_), self._columns_are_classes)
 
     def _try_fold(
-        self, songs: Songs, y: Ints, fold: Fold, shapes: list[Shape], step: Any
+        self, songs: Songs, y: Ints, number: int, fold: Fold, shapes: list[Shape], step: Any
     ) -> tuple[Floats, list[Floats]]:
         """Averages and, for each shape, log likelihoods per frame of the songs held out."""
         learn, held = fold
@@ -245,26 +250,31 @@ class HMMAggregator(Aggregator):
         frames = whiten(known)
         likelihoods = []
         for shape in shapes:
-            fitted = self._fit_classes(frames, known.offsets, y[learn], shape, n_restarts=1)
+            about = f"fold {number}, {shape}"
+            fitted = self._fit_classes(frames, known.offsets, y[learn], shape, 1, about)
             models = {k: m.parameters for k, m in fitted.items()}
             likelihoods.append(self._likelihood(models, whiten(unknown), unknown.offsets))
             step(str(shape))
         return averages, likelihoods
 
     def _fit_classes(
-        self, frames: Floats, offsets: Ints, y: Ints, shape: Shape, n_restarts: int
+        self, frames: Floats, offsets: Ints, y: Ints, shape: Shape, n_restarts: int, about: str
     ) -> dict[int, _ClassModel]:
-        models = {}
+        models, stage = {}, current_stage()
         for k, mine in _songs_of_models(y).items():
             lengths = np.diff(offsets)[mine]
             own = np.concatenate([frames[offsets[i] : offsets[i + 1]] for i in mine])
             own_offsets = np.concatenate([[0], np.cumsum(lengths)])
-            models[k] = self._fit_class(own, own_offsets, shape, k, n_restarts)
+            fit = partial(self._fit_class, own, own_offsets, shape, k, n_restarts)
+            found = stage.once(f"{about}, model {k}", fit)
+            parameters = GaussianParameters(*(found[part] for part in _PARTS))
+            models[k] = _ClassModel(parameters, found["history"].tolist(), len(mine), len(own))
         return models
 
     def _fit_class(
         self, frames: Floats, offsets: Ints, shape: Shape, k: int, n_restarts: int
-    ) -> _ClassModel:
+    ) -> dict[str, Floats]:
+        """Arrays of the likeliest model of one class, and the history of its likelihood."""
         n_states = max(1, min(shape.n_states, len(frames) // self.min_frames))
         rng = np.random.default_rng([self.random_state, k])
         n_starts = n_restarts if shape.topology == "ergodic" and n_states > 1 else 1
@@ -283,7 +293,9 @@ class HMMAggregator(Aggregator):
             if best is None or found[1][-1] > best[1][-1]:
                 best = found
         assert best is not None
-        return _ClassModel(*best, n_songs=len(offsets) - 1, n_frames=len(frames))
+        parameters, history = best
+        arrays = {part: getattr(parameters, part) for part in _PARTS}
+        return arrays | {"history": np.array(history)}
 
     def _choose(
         self, averages: Floats, likelihoods: list[Floats], y: Ints, groups: Ints

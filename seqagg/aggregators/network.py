@@ -11,21 +11,23 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from torch import Tensor, nn
 
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, from_text_array, text_array
+from seqagg.aggregators.training import Training
 from seqagg.calibration import calibrated_losses
+from seqagg.checkpoints import Stage, current_stage
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import Fold, grouped_folds
 from seqagg.progress import steps
 from seqagg.songs import Songs
-from seqagg.threads import check_n_jobs, one_thread_each
+from seqagg.threads import check_n_jobs, one_thread_each, side_by_side
 
 _EPOCHS = 30
 _FEWEST_STEPS = 600
@@ -228,11 +230,12 @@ class NetworkAggregator(Aggregator):
             networks = [self._seeded_network(songs, y, fold, i) for i, fold in enumerate(folds)]
             alone = not self._has_own_chance()
             train: Any = self._train_alone if alone else self._train
-            n_jobs = 1 if alone else self.n_jobs
-            self.history_ = Parallel(n_jobs, prefer="threads")(
-                delayed(train)(networks[i].to(batches.device), batches, y, fold, i, step)
-                for i, fold in enumerate(folds)
-            )
+            stage = current_stage()  # here: the threads of the networks know of none
+            tasks = [
+                partial(train, network.to(batches.device), batches, y, fold, i, step, stage)
+                for i, (network, fold) in enumerate(zip(networks, folds, strict=True))
+            ]
+            self.history_ = side_by_side(tasks, 1 if alone else self.n_jobs)
         self.networks_ = networks
         self.fit_report_ = self._report()
         held_out = np.zeros((len(y), len(self.classes_)))
@@ -271,50 +274,80 @@ class NetworkAggregator(Aggregator):
         fold: Fold,
         number: int,
         step: Any,
+        stage: Stage,
+        go_on: Callable[[], None],
     ) -> list[dict[str, float]]:
         """Train in place; leave the network as it was in its best epoch."""
         learn, held = fold
         n_epochs = self._n_epochs(len(learn))
         patience = n_epochs // 2 if self.patience == "auto" else self.patience
-        rng = np.random.default_rng([self.random_state, number, 1])
-        set_generator(network, torch.Generator(batches.device).manual_seed(self._seed(number)))
         target = as_target(y).to(batches.device)
+        before = {"epoch": 0, "crops": math.nan}
+        history = [before | {"held_out": self._loss(network, batches, held, y)}]
+        training = self._new_training(network, batches, len(learn), number, history)
+        name = f"network {number}"
+        training.take_up(stage, name)
+        for _ in training.history[1:]:
+            step("")
+        set_generator(network, training.generator)
+        for epoch in range(len(training.history), n_epochs + 1):
+            if epoch - 1 - training.best_epoch >= patience:
+                break
+            crops = self._train_epoch(training, batches, learn, target, go_on)
+            held_out = self._loss(network, batches, held, y)
+            training.note({"epoch": epoch, "crops": crops, "held_out": held_out})
+            training.keep(stage, name)
+            step(f"held-out loss {held_out:.3f}")
+        network.load_state_dict(training.best)
+        network.eval()
+        set_generator(network, None)
+        return training.history
+
+    def _new_training(
+        self,
+        network: nn.Module,
+        batches: Batches,
+        n_songs: int,
+        number: int,
+        history: list[dict[str, float]],
+    ) -> Training:
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             self.learning_rate,
-            total_steps=n_epochs * self._n_batches(len(learn)) + 1,
+            total_steps=self._n_epochs(n_songs) * self._n_batches(n_songs) + 1,
         )
-        loss_before = self._loss(network, batches, held, y)
-        history = [{"epoch": 0, "crops": math.nan, "held_out": loss_before}]
-        best, best_epoch = _copy_of(network), 0
-        for epoch in range(1, n_epochs + 1):
-            network.train()
-            total = 0.0
-            for index, frames, lengths in batches.shuffled(
-                learn, self.batch_size, self.min_crop, rng
-            ):
-                loss = song_loss(network(frames, lengths), target[index])
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(network.parameters(), self.max_gradient)
-                optimizer.step()
-                schedule.step()
-                total += float(loss.detach()) * len(index)
-            held_out = self._loss(network, batches, held, y)
-            history.append({"epoch": epoch, "crops": total / len(learn), "held_out": held_out})
-            step(f"held-out loss {held_out:.3f}")
-            # Without songs to hold out, the last epoch is as good as any.
-            if math.isnan(held_out) or held_out < history[best_epoch]["held_out"]:
-                best, best_epoch = _copy_of(network), epoch
-            if epoch - best_epoch >= patience:
-                break
-        network.load_state_dict(best)
-        network.eval()
-        set_generator(network, None)
-        return history
+        rng = np.random.default_rng([self.random_state, number, 1])
+        generator = torch.Generator(batches.device).manual_seed(self._seed(number))
+        alone = not self._has_own_chance()
+        return Training(network, optimizer, schedule, rng, generator, alone, history)
+
+    def _train_epoch(
+        self,
+        training: Training,
+        batches: Batches,
+        songs: Ints,
+        target: Tensor,
+        go_on: Callable[[], None],
+    ) -> float:
+        """Hear every song once; gives the loss on crops, in nats per song."""
+        network, optimizer = training.network, training.optimizer
+        network.train()
+        total = 0.0
+        for index, frames, lengths in batches.shuffled(
+            songs, self.batch_size, self.min_crop, training.rng
+        ):
+            go_on()
+            loss = song_loss(network(frames, lengths), target[index])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), self.max_gradient)
+            optimizer.step()
+            training.schedule.step()
+            total += float(loss.detach()) * len(index)
+        return total / len(songs)
 
     def _loss(self, network: nn.Module, batches: Batches, songs: Ints, y: Ints) -> float:
         if len(songs) == 0:
@@ -402,10 +435,6 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
     """Refuse a number outside its range."""
     if not low <= value <= high:
         raise ParameterError(f"{name}={value!r} is not in [{low}, {high}]")
-
-
-def _copy_of(network: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in network.state_dict().items()}
 
 
 def _read_history(arrays: Mapping[str, Array]) -> list[list[dict[str, float]]]:

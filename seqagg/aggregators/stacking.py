@@ -9,6 +9,7 @@ of frames survives in the parts of the song and in which column follows which.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from seqagg.calibration import (
     prior_scores,
     smoothed_prior,
 )
+from seqagg.checkpoints import current_stage
 from seqagg.classifier_file import PARAMETER, dump_classifiers, load_classifiers
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import grouped_folds
@@ -259,11 +261,12 @@ class StackingAggregator(Aggregator):
         averages = np.empty((len(y), n_classes))
         stacked = np.empty((len(ridges), len(y), n_classes))
         with steps("stack", len(folds) * len(ridges) + 1) as step:
-            for learn, held in folds:
+            for number, (learn, held) in enumerate(folds):
                 averages[held] = self._make_start(songs[learn], y[learn]).scores(songs[held])
                 for i, ridge in enumerate(ridges):
-                    model = self._fit_classifier(features[learn], y[learn], ridge)
-                    stacked[i, held] = self._log_proba(model, features[held])
+                    judge = partial(self._judge, features, y, learn, held, ridge)
+                    found = current_stage().once(f"fold {number}, ridge {ridge}", judge)
+                    stacked[i, held] = found["scores"]
                     step("")
             self.weights_ = np.array([1.0, 0.0])
             best = 0
@@ -279,6 +282,13 @@ class StackingAggregator(Aggregator):
             f"{'log-odds' if self.multilabel_ else 'log P'} + {b:.3g} average"
         )
         return a * stacked[best] + b * averages if folds else None
+
+    def _judge(
+        self, features: Floats, y: Ints, learn: Ints, held: Ints, ridge: float
+    ) -> dict[str, Floats]:
+        """Scores of the songs held out, by a classifier of the others."""
+        model = self._fit_classifier(features[learn], y[learn], ridge)
+        return {"scores": self._log_proba(model, features[held])}
 
     def _choose(self, stacked: Floats, averages: Floats, y: Ints, groups: Ints) -> int:
         """Ridge with the lowest loss on held-out songs; sets the weights of its mix.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from seqagg.terminal import print_json, show_fit, warn
 
 if TYPE_CHECKING:
     from seqagg.aggregators.base import Aggregator
+    from seqagg.checkpoints import Checkpoints
     from seqagg.songs import Songs
 
 
@@ -64,7 +66,8 @@ def fit(
     """Fit one method to labelled songs and write it to a file.
 
     Learns from the train songs where the cache has a split. Songs without a label or without a
-    frame are left out.
+    frame are left out. A fit that was killed or interrupted goes on where it stopped: what it has
+    found out is kept in MODEL.partial until the model is written.
     """
     from seqagg.cache import checksum, read_cache
     from seqagg.inspection import inspect as look
@@ -78,16 +81,20 @@ def fit(
         songs = read_cache(cache)
     chosen, name = _of_split(songs, split, "train")
     used, left_out = _learnable(chosen)
-    with shown():
-        aggregator.fit(used)
-    aggregator.save(out, trained_on=trained_on)
+    with _resumable(out) as kept:
+        with shown():
+            aggregator.fit(used)
+        aggregator.save(out, trained_on=trained_on)
     warnings = look(songs).warnings
+    if kept.problem is not None:
+        warnings = (*warnings, f"nothing was kept for the case of a failure: {kept.problem}")
     report: dict[str, Any] = {
         "method": method,
         "model": str(out),
         "n_songs": len(used),
         "split": name,
         "cache_sha256": trained_on,
+        "resumed": kept.resumed,
         "left_out": left_out,
         "parameters": aggregator.get_params(),
         "classes": [str(c) for c in aggregator.classes_],
@@ -101,6 +108,21 @@ def fit(
         return
     warn(warnings)
     show_fit(report, len(songs))
+
+
+@contextmanager
+def _resumable(out: Path) -> Iterator[Checkpoints]:
+    """Keep what a fit has found out beside its model, until that is written."""
+    from seqagg.checkpoints import checkpoints
+
+    folder = out.with_name(out.name + ".partial")
+    with checkpoints(folder) as kept:
+        try:
+            yield kept
+        except KeyboardInterrupt:
+            if folder.exists():
+                click.echo(f"seqagg: the same command goes on from {folder}", err=True)
+            raise
 
 
 def _configured(method: str, settings: Iterable[str], seed: int) -> Aggregator:

@@ -1,0 +1,115 @@
+"""The training of one network, as it can be put down after an epoch and taken up again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seqagg.aggregators.base import from_text_array, text_array
+from seqagg.checkpoints import Stage
+
+
+@dataclass
+class Training:
+    """Everything that the next epoch depends on.
+
+    Attributes
+    ----------
+    network : torch.nn.Module
+    optimizer : torch.optim.Optimizer
+    schedule : torch.optim.lr_scheduler.LRScheduler
+    rng : numpy.random.Generator
+        Draws crops and batches.
+    generator : torch.Generator
+        Draws what dropout and noise do.
+    uses_global : bool
+        Whether PyTorch's global generator has a part in it.
+    history : list of dict
+        Losses, from epoch 0 on.
+    best : dict of str to Tensor
+        Numbers of the network after its best epoch.
+    best_epoch : int
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    rng: np.random.Generator
+    generator: torch.Generator
+    uses_global: bool
+    history: list[dict[str, float]]
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_epoch: int = 0
+
+    def __post_init__(self) -> None:
+        self.best = _copy_of(self.network)
+
+    def note(self, losses: dict[str, float]) -> None:
+        """Add an epoch to the history; it may be the best so far."""
+        self.history.append(losses)
+        held_out = losses["held_out"]
+        # Without songs to hold out, the last epoch is as good as any.
+        if math.isnan(held_out) or held_out < self.history[self.best_epoch]["held_out"]:
+            self.best, self.best_epoch = _copy_of(self.network), len(self.history) - 1
+
+    def keep(self, stage: Stage, name: str) -> None:
+        """Write a checkpoint, where one is due."""
+        if not stage.is_due(name):
+            return
+        groups = self.optimizer.state_dict()["param_groups"]
+        header = {
+            "best_epoch": self.best_epoch,
+            "rng": self.rng.bit_generator.state,
+            "schedule": self.schedule.state_dict(),
+            "groups": [group | {"betas": list(group["betas"])} for group in groups],
+        }
+        tensors = {
+            "generator": self.generator.get_state(),
+            **({"global": torch.get_rng_state()} if self.uses_global else {}),
+            **{f"network/{n}": t for n, t in self.network.state_dict().items()},
+            **{f"best/{n}": t for n, t in self.best.items()},
+            **{
+                f"optimizer/{i}/{n}": t
+                for i, state in self.optimizer.state_dict()["state"].items()
+                for n, t in state.items()
+            },
+        }
+        arrays = {n: t.detach().cpu().numpy() for n, t in tensors.items()}
+        stage.write(name, header, arrays | {"history": text_array(self.history)})
+
+    def take_up(self, stage: Stage, name: str) -> None:
+        """Go back to the last checkpoint, if there is one."""
+        found = stage.read(name)
+        if found is None:
+            return
+        header, arrays = found
+        tensors = {n: torch.tensor(a) for n, a in arrays.items() if n != "history"}
+
+        def under(start: str) -> dict[str, Tensor]:
+            parts = {n: t for n, t in tensors.items() if n.startswith(f"{start}/")}
+            return {n.removeprefix(f"{start}/"): t for n, t in parts.items()}
+
+        self.network.load_state_dict(under("network"))
+        device = next(iter(self.best.values())).device
+        self.best = {n: t.to(device) for n, t in under("best").items()}
+        self.best_epoch = header["best_epoch"]
+        self.history = from_text_array(arrays["history"])
+        states: dict[int, dict[str, Tensor]] = {}
+        for n, tensor in under("optimizer").items():
+            number, _, part = n.partition("/")
+            states.setdefault(int(number), {})[part] = tensor
+        self.optimizer.load_state_dict({"state": states, "param_groups": header["groups"]})
+        self.schedule.load_state_dict(header["schedule"])
+        self.rng.bit_generator.state = header["rng"]
+        self.generator.set_state(tensors["generator"])
+        if self.uses_global:
+            torch.set_rng_state(tensors["global"])
+
+
+def _copy_of(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}

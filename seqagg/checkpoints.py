@@ -1,0 +1,197 @@
+"""Fits that go on where a killed one stopped.
+
+Conventions
+-----------
+Within `checkpoints` every fit keeps what it has found out so far in files of the model-file
+format, written whole or not at all. It knows them again by the hash of all that decides its
+outcome: class, parameters, songs, labels, groups, versions of the libraries. Files of another fit,
+or damaged ones, are as good as none. What took less than `EVERY` seconds is not worth a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from seqagg.errors import ModelFileError
+from seqagg.model_file import SUFFIX, read_model, versions, write_model
+from seqagg.songs import Songs
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+
+EVERY = 2.0
+"""Seconds of work that may be lost."""
+
+
+class Checkpoints:
+    """A folder of what unfinished fits have found out.
+
+    Attributes
+    ----------
+    folder : Path
+        Made when there is something to keep.
+    resumed : bool
+        Whether a fit went on from what it found there.
+    problem : str or None
+        Why something could not be written. The fit goes on without.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.resumed = False
+        self.problem: str | None = None
+
+
+@contextlib.contextmanager
+def checkpoints(folder: str | os.PathLike[str]) -> Iterator[Checkpoints]:
+    """Let the fits within the block go on where a killed one stopped, with the same outcome.
+
+    On a CPU it is the same to the bit. The folder is removed when the block ends well, and kept
+    when it ends in an error or an interrupt.
+
+    Parameters
+    ----------
+    folder : path-like
+        Of its own: nothing else should be in it.
+
+    Yields
+    ------
+    Checkpoints
+
+    Examples
+    --------
+    >>> from seqagg import GRUAggregator
+    >>> songs, labels = [[[1.0, -1.0]], [[-2.0, 2.0]]] * 3, ["jig", "reel"] * 3
+    >>> with checkpoints("gru.partial"):
+    ...     model = GRUAggregator(epochs=2).fit(songs, labels)
+    >>> Path("gru.partial").exists()
+    False
+    """
+    store = Checkpoints(Path(folder))
+    token = _store.set(store)
+    try:
+        yield store
+    finally:
+        _store.reset(token)
+    shutil.rmtree(store.folder, ignore_errors=True)
+
+
+class Stage:
+    """What one fit keeps, or without a folder nothing."""
+
+    def __init__(self, store: Checkpoints | None = None, key: str = "") -> None:
+        self._store = store
+        self._key = key
+        self._begun = time.monotonic()
+        self._written: dict[str, float] = {}
+        self._known: dict[str, Arrays] = {}
+        self._new: dict[str, Arrays] = {}
+        self._n_parts = 0
+        while (part := self.read(f"part {self._n_parts}")) is not None:
+            for place, array in part[1].items():
+                name, _, own = place.partition("/")
+                self._known.setdefault(name, {})[own] = array
+            self._n_parts += 1
+
+    def once(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
+        """Arrays that `compute` gives, unless they were kept under that name; asked for but once.
+
+        What was computed is written a few seconds' worth at a time.
+        """
+        if name in self._known:
+            return self._known.pop(name)
+        arrays = compute()
+        if self._store is not None:
+            self._new[name] = arrays
+            if self.is_due("part"):
+                flat = {f"{n}/{own}": a for n, part in self._new.items() for own, a in part.items()}
+                self._n_parts += self.write(f"part {self._n_parts}", {}, flat)
+                self._new, self._written["part"] = {}, time.monotonic()
+        return arrays
+
+    def is_due(self, name: str) -> bool:
+        """Whether it is worth writing again what has that name."""
+        if self._store is None:
+            return False
+        return time.monotonic() - self._written.get(name, self._begun) >= EVERY
+
+    def write(self, name: str, header: Mapping[str, Any], arrays: Arrays) -> bool:
+        """Keep something under a name, in place of what was there; whether that went well."""
+        if self._store is None:
+            return False
+        self._written[name] = time.monotonic()
+        try:
+            content = {"key": self._key, "header": dict(header)}
+            write_model(self._path(self._store, name), content, arrays)
+        except ModelFileError as error:  # a full disk must not cost the fit itself
+            self._store.problem = str(error)
+            return False
+        return True
+
+    def read(self, name: str) -> tuple[dict[str, Any], Arrays] | None:
+        """Header and arrays that were kept under a name, if they were."""
+        if self._store is None:
+            return None
+        try:
+            content, arrays = read_model(self._path(self._store, name))
+        except ModelFileError:
+            return None
+        if content.get("key") != self._key or not isinstance(content.get("header"), dict):
+            return None
+        self._store.resumed = True
+        return content["header"], arrays
+
+    def _path(self, store: Checkpoints, name: str) -> Path:
+        return store.folder / self._key[:16] / f"{name}{SUFFIX}"
+
+
+_store: ContextVar[Checkpoints | None] = ContextVar("seqagg_checkpoints", default=None)
+_stage: ContextVar[Stage] = ContextVar("seqagg_stage")
+
+
+@contextlib.contextmanager
+def stage_of(
+    aggregator: Any, songs: Songs, y: npt.NDArray[np.int64], groups: npt.NDArray[np.int64]
+) -> Iterator[None]:
+    """Make the stage of a fit to songs, as private methods see them, the current one."""
+    store = _store.get()
+    stage = Stage() if store is None else Stage(store, _key(aggregator, songs, y, groups))
+    token = _stage.set(stage)
+    try:
+        yield
+    finally:
+        _stage.reset(token)
+
+
+def current_stage() -> Stage:
+    """Stage of the fit that is going on in this thread."""
+    return _stage.get(Stage())
+
+
+def _key(aggregator: Any, songs: Songs, *targets: npt.NDArray[np.int64]) -> str:
+    """Hash of all that decides the outcome of a fit."""
+    cls = type(aggregator)
+    digest = hashlib.sha256(f"{cls.__module__}:{cls.__qualname__} {versions()}".encode())
+    about = ("n_features_in_", "_columns_are_classes", "multilabel_", "_feature_shape")
+    said = {name: getattr(aggregator, name, None) for name in about}
+    digest.update(f"{said} {len(aggregator.classes_)}".encode())
+    for name, value in sorted(aggregator.get_params(deep=False).items()):
+        digest.update(f"{name}={value!r}".encode())
+        if hasattr(value, "state_dict"):  # a network comes with its weights
+            for part, tensor in value.state_dict().items():
+                digest.update(part.encode() + tensor.cpu().numpy().tobytes())
+    arrays: list[Array] = [songs.values, songs.offsets, *targets]
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).data)
+    return digest.hexdigest()
