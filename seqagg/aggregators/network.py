@@ -41,11 +41,18 @@ _HEARD_FRAMES = 2**13
 """Frames that streams hear at a time, if that makes more songs: most bring a single one."""
 
 
+_FARTHEST = 1e30
+"""Values beyond this count as this, so that float32 holds the sum over a song's frames."""
+
+
 class Batches:
     """Songs as padded batches of similar length."""
 
     def __init__(self, songs: Songs, device: torch.device) -> None:
-        self.values = torch.as_tensor(songs.values, device=device)
+        values = songs.values
+        if values.size and not -_FARTHEST <= values.min() <= values.max() <= _FARTHEST:
+            values = values.clip(-_FARTHEST, _FARTHEST)
+        self.values = torch.as_tensor(values, device=device)
         self.first = songs.offsets[:-1]
         self.lengths = songs.lengths
         self.device = device
