@@ -17,6 +17,7 @@ from sklearn.metrics import log_loss
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+import seqagg.aggregators.network
 from seqagg import GRUAggregator, MeanLogOdds, Songs, load
 from seqagg.aggregators.gru import SongNetwork
 from seqagg.aggregators.network import Batches
@@ -309,7 +310,9 @@ class TestCrops:
         chosen = np.arange(len(self.WHOLE)) if songs is None else np.array(songs)
         crops: dict[int, tuple[int, int]] = {}
         rng = np.random.default_rng(seed)
-        for index, frames, lengths in self.batches().shuffled(chosen, batch_size, min_crop, rng):
+        for [(index, frames, lengths)] in self.batches().shuffled(
+            chosen, batch_size, min_crop, rng
+        ):
             assert 1 <= len(index) <= batch_size
             assert frames.shape == (len(index), int(lengths.max()), 2)
             for song, rows, length in zip(index.tolist(), frames, lengths.tolist(), strict=True):
@@ -353,7 +356,7 @@ class TestCrops:
         rng = np.random.default_rng(0)
         everyone = np.arange(len(self.WHOLE))
         first, second = (
-            [index.tolist() for index, _, _ in self.batches().shuffled(everyone, 4, 0.5, rng)]
+            [index.tolist() for [(index, _, _)] in self.batches().shuffled(everyone, 4, 0.5, rng)]
             for _ in range(2)
         )
         assert first != second
@@ -362,10 +365,34 @@ class TestCrops:
         rng = np.random.default_rng(0)
         everyone = np.arange(len(self.WHOLE))
         spans = []
-        for _, _, lengths in self.batches().shuffled(everyone, 2, 1.0, rng):
+        for [(_, _, lengths)] in self.batches().shuffled(everyone, 2, 1.0, rng):
             spans.append(int(lengths.max() - lengths.min()))
         assert max(spans) <= 7  # in batches of two neighbours; 17 and 40 are not together
         assert len(spans) == 5
+
+    @pytest.mark.parametrize("limit", [1, 20, 40, 90])
+    def test_songs_too_long_for_their_batch_come_in_parts(
+        self, limit: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(seqagg.aggregators.network, "_PADDED_FRAMES", limit)
+        everyone, rng = np.arange(len(self.WHOLE)), np.random.default_rng(0)
+        (batch,) = self.batches().shuffled(everyone, 10, 1.0, rng)
+        parts = [*batch, *self.batches().sorted(everyone, 10)]
+        heard = [i for index, _, _ in batch for i in index.tolist()]
+        assert sorted(heard) == everyone.tolist()
+        assert len(batch) == {1: 10, 20: 6, 40: 5, 90: 3}[limit]
+        for index, frames, _ in parts:
+            assert len(index) == 1 or frames.shape[0] * frames.shape[1] <= limit
+
+    def test_parts_of_a_batch_make_one_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings: Any = {"epochs": 3, "n_folds": 2, "dropout": 0.0, "noise": 0.0, "batch_size": 16}
+        songs = order_songs(24)
+        whole = GRUAggregator(**settings).fit(songs)
+        monkeypatch.setattr(seqagg.aggregators.network, "_PADDED_FRAMES", 30)
+        parts = GRUAggregator(**settings).fit(songs)
+        for one, other in zip(whole.history_, parts.history_, strict=True):
+            for a, b in zip(one, other, strict=True):
+                assert_allclose([*a.values()], [*b.values()], rtol=1e-4, equal_nan=True)
 
     def test_sorted_songs_are_whole_and_in_place(self) -> None:
         songs = np.array([7, 0, 3, 9])

@@ -177,7 +177,7 @@ def train(network: SongNetwork, data: Data, batch_size: int) -> nn.Module:
     optimizer = make_optimizer(network)
     batches = Batches(data.songs, torch.device("cpu"))
     order = np.arange(len(data.songs))
-    for index, frames, lengths in batches.shuffled(order, batch_size, 1.0, _chance()):
+    for [(index, frames, lengths)] in batches.shuffled(order, batch_size, 1.0, _chance()):
         update(network, optimizer, song_loss(network(frames, lengths), data.y[index]))
     return network
 

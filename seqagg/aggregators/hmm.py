@@ -5,7 +5,8 @@ Conventions
 Models live in whitened log-odds: ``(x - center) @ basis`` has the identity as its covariance
 within classes. There a diagonal covariance is a fair choice (softmax columns are dependent, so in
 log-odds it is not) and shrinkage towards the identity means the same for every column. The fitted
-hmmlearn objects in ``hmms_`` speak of plain log-odds, which costs them full covariances.
+hmmlearn objects in ``hmms_`` speak of plain log-odds, which costs them full covariances. Of more
+than 256 columns each is whitened by itself, and diagonal covariances stay diagonal.
 
 Models are numbered as classes are, in the canonical order. Where songs have several labels each,
 the model of all songs, the *background*, has the number after the last class.
@@ -34,7 +35,13 @@ from seqagg.aggregators.base import (
     from_text_array,
     text_array,
 )
-from seqagg.aggregators.hmm_start import Shape, Whitening, starting_model, whiten_within
+from seqagg.aggregators.hmm_start import (
+    MOST_ROTATED,
+    Shape,
+    Whitening,
+    starting_model,
+    whiten_within,
+)
 from seqagg.aggregators.start import AverageStart, make_start
 from seqagg.averages import RunningAverages
 from seqagg.calibration import (
@@ -56,6 +63,10 @@ from seqagg.threads import check_n_jobs, one_thread_each
 
 if TYPE_CHECKING:
     from hmmlearn.hmm import GaussianHMM
+
+
+_MOST_FULL = 64
+"""Columns up to which full covariances are tried: they have as many numbers as their square."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,8 @@ class HMMAggregator(Aggregator):
     n_states : int or "auto"
         States per class; fewer where a class has less than `min_frames` frames a state.
     covariance_type : {"diag", "full", "auto"}
-        Covariances of the states, in whitened log-odds.
+        Covariances of the states, in whitened log-odds. "auto" tries full ones for up to 64
+        columns. Of more than 256, each is whitened by itself.
     topology : {"ergodic", "left-right", "auto"}
         Whether states follow each other freely, or run one way and skip at most one.
     decision : {"hybrid", "likelihood"}
@@ -198,6 +210,10 @@ class HMMAggregator(Aggregator):
             raise ParameterError(f"shrinkage={self.shrinkage!r} must be above 0")
 
     def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
+        if self.covariance_type == "full" and songs.n_columns > MOST_ROTATED:
+            raise ParameterError(
+                f"covariance_type='full' is for up to {MOST_ROTATED} columns, not {songs.n_columns}"
+            )
         shapes = self._shapes()
         folds = grouped_folds(y, groups, self.n_folds, self.random_state)
         with steps("hmm", len(folds) * len(shapes) + 1) as step:
@@ -227,6 +243,8 @@ class HMMAggregator(Aggregator):
         states = self.auto_states if self.n_states == "auto" else (int(self.n_states),)
         covariances = ("diag", "full")
         topologies = ("ergodic", "left-right")
+        if self.n_features_in_ > _MOST_FULL:
+            covariances = ("diag",)  # type: ignore[assignment]
         if self.covariance_type != "auto":
             covariances = (self.covariance_type,)  # type: ignore[assignment]
         if self.topology != "auto":
@@ -373,8 +391,14 @@ class HMMAggregator(Aggregator):
 
         # Row j of the canonical basis belongs to the user's column column_order[j].
         back = np.argsort(self._column_order)
-        plain = with_jacobian(model, self._whitening.basis[back], self._whitening.center[back])
-        hmm = GaussianHMM(plain.n_states, "full", implementation="log")
+        basis, center = self._whitening.basis[back], self._whitening.center[back]
+        alone = basis.ndim == 1
+        if alone:
+            means = model.means[:, back] / basis + center
+            plain = dataclasses.replace(model, means=means, covars=model.covars[:, back] / basis**2)
+        else:
+            plain = with_jacobian(model, basis, center)
+        hmm = GaussianHMM(plain.n_states, "diag" if alone else "full", implementation="log")
         hmm.n_features = self.n_features_in_
         hmm.startprob_, hmm.transmat_ = plain.startprob, plain.transmat
         hmm.means_, hmm.covars_ = plain.means, plain.covars
@@ -432,7 +456,7 @@ class HMMAggregator(Aggregator):
         shapes = {
             "weights": (3,),
             "center": (n_columns,),
-            "basis": (n_columns, n_columns),
+            "basis": (n_columns,) * (1 if n_columns > MOST_ROTATED else 2),
             **AverageStart.shapes(n_columns, n_classes),
         }
         check_floats({name: arrays[name] for name in shapes}, shapes)

@@ -21,6 +21,9 @@ from seqagg.songs import Songs
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+MOST_ROTATED = 256
+"""Columns up to which covariances between them are taken into account."""
+
 _EIGENVALUE_FLOOR = 1e-2
 """Smallest eigenvalue of the columns' correlation that whitening stretches to 1."""
 
@@ -42,14 +45,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Whitening:
-    """Linear map to whitened frames."""
+    """Linear map to whitened frames; of many columns, each by itself."""
 
     center: Floats  # (n_columns,)
-    basis: Floats  # (n_columns, n_columns)
+    basis: Floats  # (n_columns, n_columns), or (n_columns,) beyond MOST_ROTATED
 
     def __call__(self, songs: Songs) -> Floats:
         """Whiten all frames, shape (n_frames, n_columns)."""
-        return np.asarray((songs.values - self.center) @ self.basis)
+        centered = songs.values - self.center
+        return np.asarray(centered * self.basis if self.basis.ndim == 1 else centered @ self.basis)
 
 
 def whiten_within(songs: Songs, y: Ints) -> Whitening:
@@ -63,6 +67,9 @@ def whiten_within(songs: Songs, y: Ints) -> Whitening:
         for k in np.unique(y):
             mine = class_of_frame == k
             residual[mine] -= frames[mine].mean(axis=0)
+    if residual.shape[1] > MOST_ROTATED:
+        spread = np.sqrt(np.maximum((residual**2).mean(axis=0), 1e-6))
+        return Whitening(songs.values.mean(axis=0, dtype=np.float64), 1 / spread)
     covariance = residual.T @ residual / len(residual)
     spread = np.sqrt(np.maximum(np.diagonal(covariance), 1e-6))
     values, vectors = np.linalg.eigh(covariance / np.outer(spread, spread))

@@ -41,6 +41,12 @@ _HEARD_FRAMES = 2**13
 """Frames that streams hear at a time, if that makes more songs: most bring a single one."""
 
 
+_PADDED_FRAMES = 1 << 17
+"""Frames per batch, padding included: more would not be faster, and take memory."""
+
+Padded = tuple[Ints, Tensor, Tensor]
+"""Songs, their frames of shape (n_songs, longest, n_columns), and their lengths."""
+
 _FARTHEST = 1e30
 """Values beyond this count as this, so that float32 holds the sum over a song's frames."""
 
@@ -67,8 +73,11 @@ class Batches:
 
     def shuffled(
         self, songs: Ints, batch_size: int, min_crop: float, rng: np.random.Generator
-    ) -> Iterator[tuple[Ints, Tensor, Tensor]]:
-        """Every song once, as a random contiguous crop, in random batches of similar length."""
+    ) -> Iterator[list[Padded]]:
+        """Every song once, as a random contiguous crop, in random batches of similar length.
+
+        A batch comes in parts, one unless its padding would be too much.
+        """
         whole = self.lengths[songs]
         share = rng.uniform(min_crop, 1.0, len(songs))
         lengths = np.maximum(1, np.rint(whole * share)).astype(np.int64)
@@ -78,15 +87,27 @@ class Batches:
         batches = np.array_split(order, max(1, math.ceil(len(order) / batch_size)))
         for i in rng.permutation(len(batches)):
             chosen = batches[i]
-            yield (songs[chosen], *self.padded(first[chosen], lengths[chosen]))
+            if len(chosen) * lengths[chosen].max() > _PADDED_FRAMES:
+                chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
+            parts = _parts(chosen, lengths, batch_size)
+            yield [(songs[part], *self.padded(first[part], lengths[part])) for part in parts]
 
-    def sorted(self, songs: Ints, batch_size: int) -> Iterator[tuple[Ints, Tensor, Tensor]]:
+    def sorted(self, songs: Ints, batch_size: int) -> Iterator[Padded]:
         """Every song once and whole, by length; positions within `songs` come with them."""
         order = np.argsort(self.lengths[songs], kind="stable")
-        for begin in range(0, len(order), batch_size):
-            chosen = order[begin : begin + batch_size]
+        for chosen in _parts(order, self.lengths[songs], batch_size):
             index = songs[chosen]
             yield (chosen, *self.padded(self.first[index], self.lengths[index]))
+
+
+def _parts(order: Ints, lengths: Ints, most: int) -> Iterator[Ints]:
+    """Cut songs, which are in the order of their lengths, where they are too many or too long."""
+    while len(order):
+        first = order[:most]
+        fit = np.arange(1, len(first) + 1) * lengths[first] <= _PADDED_FRAMES
+        n = max(1, int(fit.sum()))
+        yield order[:n]
+        order = order[n:]
 
 
 def heard(songs: Songs, device: torch.device) -> Iterator[tuple[Ints, Tensor, Tensor]]:
@@ -343,17 +364,17 @@ class NetworkAggregator(Aggregator):
         network, optimizer = training.network, training.optimizer
         network.train()
         total = 0.0
-        for index, frames, lengths in batches.shuffled(
-            songs, self.batch_size, self.min_crop, training.rng
-        ):
-            go_on()
-            loss = song_loss(network(frames, lengths), target[index])
+        for batch in batches.shuffled(songs, self.batch_size, self.min_crop, training.rng):
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            n_songs = sum(len(index) for index, _, _ in batch)
+            for index, frames, lengths in batch:
+                go_on()
+                loss = song_loss(network(frames, lengths), target[index]) * (len(index) / n_songs)
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += float(loss.detach()) * n_songs
             nn.utils.clip_grad_norm_(network.parameters(), self.max_gradient)
             optimizer.step()
             training.schedule.step()
-            total += float(loss.detach()) * len(index)
         return total / len(songs)
 
     def _loss(self, network: nn.Module, batches: Batches, songs: Ints, y: Ints) -> float:

@@ -12,6 +12,7 @@ class.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -180,6 +181,11 @@ def fit_logistic(features: Floats, y: Ints, n_classes: int, ridge: float) -> Ave
     """
     from sklearn.linear_model import LogisticRegression
 
+    if features.shape[1] > len(features):
+        # The weights are sums of songs, so they are sought among those: there are fewer.
+        u, size, basis = np.linalg.svd(features, full_matrices=False)
+        found = fit_logistic(u * size, y, n_classes, ridge)
+        return replace(found, weight=basis.T @ found.weight)
     if y.ndim == 2:
         return _fit_binary(features, y, ridge)
     present = np.unique(y)
@@ -188,7 +194,10 @@ def fit_logistic(features: Floats, y: Ints, n_classes: int, ridge: float) -> Ave
     if len(present) == 1:
         bias[present] = 0.0
         return AverageStart(weight, bias)
-    model = LogisticRegression(C=ridge, max_iter=5000, tol=1e-4).fit(features, y)
+    with warnings.catch_warnings():
+        # Half as many classes as songs are many, but classes they are.
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        model = LogisticRegression(C=ridge, max_iter=5000, tol=1e-4).fit(features, y)
     coef, intercept = model.coef_, model.intercept_
     if len(present) == 2:  # scikit-learn keeps the second class alone
         coef = np.vstack([np.zeros_like(coef), coef])
