@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn import cluster
 from sklearn.metrics import log_loss
 from threadpoolctl import threadpool_limits
 
 from seqagg import HMMAggregator, MeanLogOdds, Songs, load
 from seqagg.aggregators.base import Aggregator
-from seqagg.aggregators.hmm_start import Shape
+from seqagg.aggregators.hmm_start import Shape, kmeans_plusplus
 from seqagg.errors import ParameterError
 from tests import reference, reference_models
 from tests.conftest import COLUMNS, frames_of, integer_labels, order_free_songs, order_songs
@@ -63,6 +64,14 @@ def averages(songs: Songs, share: float) -> Floats:
 def iterations(model: HMMAggregator) -> list[int]:
     """Of EM, class by class."""
     return [int(n) for n in re.findall(r"(\d+) iterations", model.fit_report_)]
+
+
+@pytest.mark.parametrize("n_clusters", [1, 2, 3, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_frames_are_drawn_as_scikit_learn_draws_them(n_clusters: int, seed: int) -> None:
+    frames = np.random.default_rng(seed).normal(size=(300, 4))
+    expected, _ = cluster.kmeans_plusplus(frames, n_clusters, random_state=seed)
+    assert_array_equal(kmeans_plusplus(frames, n_clusters, seed), expected)
 
 
 def covariance_of(frames: Floats) -> Floats:

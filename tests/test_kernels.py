@@ -41,6 +41,9 @@ TOPOLOGIES = ("ergodic", "left-right")
 LEFT_RIGHT = np.array([[0.6, 0.3, 0.1], [0.0, 0.7, 0.3], [0.0, 0.0, 1.0]])
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
+every_cut = pytest.mark.parametrize(
+    ("window", "side_by_side"), [(1, 1), (1, 3), (50, 3), (50, 512), (512, 512)]
+)
 every_topology = pytest.mark.parametrize("topology", TOPOLOGIES)
 
 
@@ -240,14 +243,13 @@ class TestManyModels:
     LENGTHS = (5, 1, 200, 17, 17, 1, 90, 3)
 
     @every_kind
-    @pytest.mark.parametrize("cells", [1, 50, 1 << 17])
-    @pytest.mark.parametrize("side_by_side", [1, 3, 512])
+    @every_cut
     def test_each_equals_hmmlearn(
-        self, kind: str, cells: int, side_by_side: int, monkeypatch: pytest.MonkeyPatch
+        self, kind: str, window: int, side_by_side: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """However the work is cut up."""
-        monkeypatch.setattr("seqagg.kernels.hmm._WINDOW_CELLS", cells)
-        monkeypatch.setattr("seqagg.kernels.hmm._SCORED_SONGS", side_by_side)
+        monkeypatch.setattr("seqagg.kernels.hmm._WINDOW", window)
+        monkeypatch.setattr("seqagg.kernels.hmm._SONGS", side_by_side)
         frames, offsets = random_songs(*self.LENGTHS)
         models = models_of_all_sizes(kind)
         expected = [
@@ -258,16 +260,26 @@ class TestManyModels:
         single = log_likelihoods(frames, offsets, models, np.float32)
         assert_allclose(single, expected, rtol=2e-6)
 
-    @every_kind
-    def test_many_rows_and_few_are_summed_alike(self, kind: str) -> None:
-        """A matrix product serves many states, our own loops a few."""
+    @pytest.mark.parametrize("n_states", [4, 5, 8, 9, 13, 16])
+    def test_many_states_equal_hmmlearn(self, n_states: int) -> None:
+        """States are multiplied eight, four or one at a time."""
+        rng = np.random.default_rng(n_states)
+        model = GaussianParameters(
+            rng.dirichlet(np.ones(n_states)),
+            rng.dirichlet(np.ones(n_states), n_states),
+            rng.normal(0, 2, (n_states, 2)),
+            rng.uniform(0.3, 2.0, (n_states, 2)),
+        )
         frames, offsets = random_songs(*self.LENGTHS)
-        models = models_of_all_sizes(kind)
-        many = log_likelihoods(frames, offsets, models * 4)
-        assert_allclose(many, np.tile(log_likelihoods(frames, offsets, models), 4), rtol=1e-12)
+        hmm = hmmlearn_of(model)
+        expected = [hmm.score(song) for song in songs_of(frames, offsets)]
+        found = log_likelihoods(frames, offsets, [random_model("diag"), model])
+        assert_allclose(found[:, 1], expected, rtol=1e-10)
+        states = hmm.predict_proba(frames, np.diff(offsets))
+        assert_allclose(posteriors(frames, offsets, model), states, rtol=1e-7, atol=1e-12)
 
     def test_the_number_of_threads_changes_no_bit(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("seqagg.kernels.hmm._SCORED_SONGS", 2)
+        monkeypatch.setattr("seqagg.kernels.hmm._SONGS", 2)
         frames, offsets = random_songs(*self.LENGTHS)
         models = models_of_all_sizes("diag")
         one = log_likelihoods(frames, offsets, models, n_jobs=1)
@@ -303,26 +315,28 @@ class TestPacking:
     @pytest.mark.parametrize("n_songs", [1, 2, 100])
     def test_every_frame_once_in_time_order(self, lengths: tuple[int, ...], n_songs: int) -> None:
         offsets = np.cumsum([0, *lengths])
-        packs = pack_songs(offsets, n_songs)
+        packs = pack_songs(offsets, n_songs, 4)
         seen = []
         for pack in packs:
             assert len(pack.songs) <= n_songs
             for c, song in enumerate(pack.songs):
-                rows = pack.rows[pack.song_of_column() == c]
-                assert rows.tolist() == list(range(offsets[song], offsets[song + 1]))
-                seen += rows.tolist()
-            for t in range(pack.n_steps):
-                step = pack.rows[pack.starts[t] : pack.starts[t + 1]]
-                assert_array_equal(step, offsets[pack.songs[: len(step)]] + t)
-        assert sorted(seen) == list(range(sum(lengths)))
+                assert pack.first[c] == offsets[song]
+                columns = pack.columns(c).tolist()
+                assert len(columns) == lengths[song]
+                assert columns == (pack.starts[: len(columns)] + c).tolist()
+                seen += [(song, t) for t in range(len(columns))]
+            mine = [pack.columns(c) for c in range(len(pack.songs))]
+            assert sorted(np.concatenate(mine)) == list(range(pack.starts[-1]))
+        assert sorted(seen) == [(i, t) for i, n in enumerate(lengths) for t in range(n)]
 
     def test_windows_cover_all_steps_and_keep_to_the_size(self) -> None:
-        (pack,) = pack_songs(np.cumsum([0, 9, 5, 5, 1]), 10)
         for size in (1, 4, 7, 100):
-            windows = list(pack.windows(size))
-            assert [t for first, end in windows for t in range(first, end)] == list(range(9))
-            for first, end in windows:
+            (pack,) = pack_songs(np.cumsum([0, 9, 5, 5, 1]), 10, size)
+            assert (pack.windows[0], pack.windows[-1]) == (0, 9)
+            assert pack.widest == np.diff(pack.starts[pack.windows]).max()
+            for first, end in itertools.pairwise(pack.windows):
                 assert end == first + 1 or pack.starts[end] - pack.starts[first] <= size
+                assert end == 9 or pack.starts[end + 1] - pack.starts[first] > size
 
 
 SEPARATED = GaussianParameters(
@@ -463,6 +477,27 @@ class TestExpectations:
         assert found.log_likelihood == pytest.approx(hmm.score(frames, lengths), rel=1e-10)
         assert found.transitions.sum() == pytest.approx(len(frames) - len(lengths))
         assert found.start.sum() == pytest.approx(len(lengths))
+
+    @every_kind
+    @every_cut
+    def test_do_not_depend_on_how_the_work_is_cut(
+        self, kind: str, window: int, side_by_side: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = random_model(kind)
+        frames, offsets = random_songs(*TestManyModels.LENGTHS)
+        monkeypatch.setattr("seqagg.kernels.hmm._WINDOW", window)
+        monkeypatch.setattr("seqagg.kernels.hmm._SONGS", side_by_side)
+        found = expectations(frames, offsets, model)
+        hmm = hmmlearn_of(model)
+        states = hmm.predict_proba(frames, np.diff(offsets))
+        centred = frames - found.center
+        squares = centred**2
+        if kind == "full":
+            squares = np.stack([centred[:, 0] ** 2, centred.prod(axis=1), centred[:, 1] ** 2], 1)
+        monomials = np.hstack([np.ones((len(frames), 1)), centred, squares])
+        assert_allclose(found.moments, states.T @ monomials, rtol=1e-9, atol=1e-9)
+        assert_allclose(found.start, states[offsets[:-1]].sum(axis=0), rtol=1e-9)
+        assert_expectations_by_loop(found, frames, offsets, model, rtol=1e-7)
 
     @every_kind
     def test_those_of_parts_add_up(self, kind: str) -> None:

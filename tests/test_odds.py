@@ -39,6 +39,13 @@ class TestElementary:
         assert_allclose(of_each(elementary.exp, x), [math.exp(y) for y in x], rtol=1e-15)
         assert of_each(elementary.exp, np.array([-1e6, -np.inf])).max() < 1e-307
 
+    def test_exp_of_float32(self) -> None:
+        x = np.concatenate([-self.RNG.uniform(0, 87, 2000), [0.0]]).astype(np.float32)
+        found = of_each(elementary.exp, x)
+        assert_allclose(found, [math.exp(y) for y in x], rtol=2e-7)
+        assert elementary.exp(np.float32(-np.inf)) == 0
+        assert math.isnan(elementary.exp(np.float32(np.nan)))
+
     def test_log(self) -> None:
         x = np.exp(self.RNG.uniform(-700, 700, 2000))
         near = 1 + self.RNG.normal(0, 1e-3, 1000)

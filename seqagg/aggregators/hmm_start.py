@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqagg.kernels.hmm import GaussianParameters
-from seqagg.kernels.segments import segment_mean
+from seqagg.kernels.segments import segment_mean, segment_sum
 from seqagg.songs import Songs
 
 Floats = npt.NDArray[np.float64]
@@ -58,15 +58,8 @@ class Whitening:
 
 def whiten_within(songs: Songs, y: Ints) -> Whitening:
     """Basis in which frames have the identity as their covariance within classes."""
-    frames = songs.values.astype(np.float64)
-    residual = frames.copy()
-    if y.ndim == 2:
-        residual -= np.repeat(_sums_of_labels(songs, y), songs.lengths, axis=0)
-    else:
-        class_of_frame = np.repeat(y, songs.lengths)
-        for k in np.unique(y):
-            mine = class_of_frame == k
-            residual[mine] -= frames[mine].mean(axis=0)
+    expected = _sums_of_labels(songs, y) if y.ndim == 2 else _means_of_classes(songs, y)
+    residual = songs.values - np.repeat(expected, songs.lengths, axis=0)
     if residual.shape[1] > MOST_ROTATED:
         spread = np.sqrt(np.maximum((residual**2).mean(axis=0), 1e-6))
         return Whitening(songs.values.mean(axis=0, dtype=np.float64), 1 / spread)
@@ -74,7 +67,14 @@ def whiten_within(songs: Songs, y: Ints) -> Whitening:
     spread = np.sqrt(np.maximum(np.diagonal(covariance), 1e-6))
     values, vectors = np.linalg.eigh(covariance / np.outer(spread, spread))
     basis = vectors / np.sqrt(np.maximum(values, _EIGENVALUE_FLOOR)) / spread[:, None]
-    return Whitening(frames.mean(axis=0), basis)
+    return Whitening(songs.values.mean(axis=0, dtype=np.float64), basis)
+
+
+def _means_of_classes(songs: Songs, y: Ints) -> Floats:
+    """Mean frame of each song's class, shape (n_songs, n_columns)."""
+    member = (y == np.arange(y.max() + 1)[:, None]).astype(float)
+    n_frames = np.maximum(member @ songs.lengths, 1)[:, None]
+    return np.asarray((member @ segment_sum(songs.values, songs.offsets) / n_frames)[y])
 
 
 def _sums_of_labels(songs: Songs, y: Ints) -> Floats:
@@ -114,17 +114,44 @@ def _kmeans(frames: Floats, n_clusters: int, rng: np.random.Generator) -> Floats
 
     EM refines them; scikit-learn's k-means took longer than all of EM.
     """
-    from sklearn.cluster import kmeans_plusplus
-
     if len(frames) > _KMEANS_FRAMES:
         frames = frames[rng.choice(len(frames), _KMEANS_FRAMES, replace=False)]
-    centres, _ = kmeans_plusplus(frames, n_clusters, random_state=int(rng.integers(2**31)))
+    columns = np.ascontiguousarray(frames.T)
+    centres = kmeans_plusplus(frames, n_clusters, int(rng.integers(2**31)))
     for _ in range(_KMEANS_ROUNDS):
-        distance = (centres**2).sum(axis=1) - 2 * frames @ centres.T  # up to a constant per frame
-        member = np.eye(n_clusters)[distance.argmin(axis=1)]
-        count = member.sum(axis=0)[:, None]
-        centres = np.where(count > 0, member.T @ frames / np.maximum(count, 1), centres)
+        # Up to a constant per frame. A row per cluster: NumPy compares long rows eight at a time.
+        distance = (centres**2).sum(axis=1)[:, None] - 2 * (centres @ columns)
+        member = distance.argmin(axis=0) == np.arange(n_clusters)[:, None]
+        count = member.sum(axis=1)[:, None]
+        centres = np.where(count > 0, member @ frames / np.maximum(count, 1), centres)
     return np.asarray(centres)
+
+
+def kmeans_plusplus(frames: Floats, n_clusters: int, seed: int) -> Floats:
+    """Frames far from each other, shape (n_clusters, n_features).
+
+    Each is drawn with a chance that grows with the squared distance from those before it, the best
+    of a few draws. scikit-learn's function of this name draws the same; most of its time goes into
+    checks.
+    """
+    rng = np.random.RandomState(seed)
+    n_draws = 2 + int(np.log(n_clusters))
+    square = (frames**2).sum(axis=1)
+
+    def distance(chosen: Ints) -> Floats:
+        found = square + square[chosen, None] - 2 * (frames[chosen] @ frames.T)
+        return np.asarray(np.maximum(found, 0))
+
+    chosen = [rng.choice(len(frames), p=np.full(len(frames), 1 / len(frames)))]
+    closest = distance(np.array(chosen))[0]
+    while len(chosen) < n_clusters:
+        at = rng.uniform(size=n_draws) * closest.sum()
+        drawn = np.minimum(np.searchsorted(np.cumsum(closest), at), len(frames) - 1)
+        closer = np.minimum(closest, distance(drawn))
+        best = closer.sum(axis=1).argmin()
+        closest = closer[best]
+        chosen.append(drawn[best])
+    return frames[chosen]
 
 
 def _means_of_parts(frames: Floats, offsets: Ints, n_parts: int) -> Floats:

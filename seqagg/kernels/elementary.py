@@ -2,8 +2,8 @@
 
 Conventions
 -----------
-Numbers are float64, the last digit or two of which may be wrong. NaN stays NaN. They are for other
-loops to call, not for Python.
+The last digit or two of a number may be wrong. NaN stays NaN. They are for other loops to call,
+not for Python.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba.extending import overload
 
 LOG_2, LOG_2_REST = 0.693147180369123816490, 1.90821492927058770002e-10
 """log(2) in two parts, so that a multiple of the first is exact."""
@@ -27,15 +28,28 @@ def jit(function: Any) -> Any:
 
 @jit
 def exp(x):  # type: ignore[no-untyped-def]
-    """Exponential of a number that is not above 0; from -708 on it falls no further.
+    """Exponential of a number that is not above 0; it is 0 below -708, or of float32 below -87.
 
     It is 2 ** n * exp(r): n stands in the last bits of a float so large that its step is 1, and
-    |r| <= log(2) / 2 leaves 1e-16 to a polynomial.
+    |r| <= log(2) / 2 leaves less than the last digit to a polynomial.
     """
-    y = max(x, -708.0)
-    shifted = y * 1.4426950408889634 + 6755399441055744.0  # 1 / log(2); 1.5 * 2 ** 52
+    return _exp(x)  # type: ignore[no-untyped-call]
+
+
+def _exp(x):  # type: ignore[no-untyped-def]
+    """Stand for one of the two below, as the type of x has it."""
+    raise NotImplementedError
+
+
+@overload(_exp, jit_options={"error_model": "numpy", "fastmath": {"contract"}})
+def _exp_of(x):  # type: ignore[no-untyped-def]
+    return _exp_of_float32 if x == numba.float32 else _exp_of_float64
+
+
+def _exp_of_float64(x):  # type: ignore[no-untyped-def]
+    shifted = x * 1.4426950408889634 + 6755399441055744.0  # 1 / log(2); 1.5 * 2 ** 52
     n = shifted - 6755399441055744.0
-    r = (y - n * LOG_2) - n * LOG_2_REST
+    r = (x - n * LOG_2) - n * LOG_2_REST
     power = 1 / 6227020800
     power = power * r + 1 / 479001600
     power = power * r + 1 / 39916800
@@ -52,7 +66,24 @@ def exp(x):  # type: ignore[no-untyped-def]
     power = power * r + 1.0
     bits = (np.float64(shifted).view(np.int64) + 1023) << 52
     found = power * np.int64(bits).view(np.float64)
-    return x if x != x else found
+    return 0.0 if x < -708.0 else found
+
+
+def _exp_of_float32(x):  # type: ignore[no-untyped-def]
+    shifted = x * np.float32(1.442695041) + np.float32(12582912)  # 1 / log(2); 1.5 * 2 ** 23
+    n = shifted - np.float32(12582912)
+    r = (x - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)  # log(2) in two parts
+    power = np.float32(1 / 5040)
+    power = power * r + np.float32(1 / 720)
+    power = power * r + np.float32(1 / 120)
+    power = power * r + np.float32(1 / 24)
+    power = power * r + np.float32(1 / 6)
+    power = power * r + np.float32(0.5)
+    power = power * r + np.float32(1)
+    power = power * r + np.float32(1)
+    bits = np.int32((np.float32(shifted).view(np.int32) + np.int32(127)) << np.int32(23))
+    found = power * bits.view(np.float32)
+    return np.float32(0) if x < np.float32(-87) else found
 
 
 @jit

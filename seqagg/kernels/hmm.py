@@ -10,7 +10,7 @@ A log density is linear in the *monomials* 1, x and x^2 (for full covariances, a
 frame, so that those of all states and frames are one matrix product, and so are the sums that the
 M-step needs. The recursions are those of [1]_, scaled frame by frame, over songs side by side.
 Where scaling underflows, because a left-right model forbids the only states that explain a frame,
-the song is done again in log space.
+or where monomials would cancel, the song is done again in log space.
 
 References
 ----------
@@ -23,6 +23,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache, reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -30,18 +32,13 @@ import numpy.typing as npt
 from joblib import effective_n_jobs
 
 from seqagg.kernels.hmm_loops import (
-    add_steps,
-    add_transitions,
-    backward,
-    densities,
-    fill_monomials,
-    forward,
+    Rows,
     gather,
     log_forward,
     log_forward_backward,
     log_sum,
-    moments,
-    subtract_top,
+    run_backward,
+    run_forward,
 )
 from seqagg.kernels.packing import Pack, pack_songs
 
@@ -50,14 +47,11 @@ Ints = npt.NDArray[np.int64]
 
 _LOG_2PI = float(np.log(2 * np.pi))
 
-_SCORED_SONGS, _LEARNT_SONGS = 512, 128
-"""Songs side by side: enough for long loops. EM keeps all their frames at hand, scoring a few."""
+_SONGS = 128
+"""Songs side by side: enough for long loops."""
 
-_WINDOW_CELLS = 1 << 17
-"""Densities computed at a time when scoring, states times frames."""
-
-_FEW_ROWS = 16
-"""Up to so many, sums over monomials beat a matrix product."""
+_WINDOW = 512
+"""Frames whose densities are computed at a time, so that they stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +113,22 @@ class Expectations:
         )
 
 
-def density_weights(model: GaussianParameters, center: Floats) -> tuple[Floats, float]:
+@cache
+def _upper(n: int) -> tuple[Ints, Ints]:
+    """Row and column of each product of two features, in the order of the monomials."""
+    return np.triu_indices(n)
+
+
+@cache
+def _place_in_upper(n: int) -> Ints:
+    """Place of each product among the monomials, shape (n, n)."""
+    place = np.empty((n, n), dtype=np.int64)
+    first, second = _upper(n)
+    place[first, second] = place[second, first] = np.arange(len(first))
+    return place
+
+
+def density_weights(means: Floats, covars: Floats, center: Floats) -> tuple[Floats, float]:
     """What the monomials of centred frames weigh in the log density of each state.
 
     Returns
@@ -128,17 +137,17 @@ def density_weights(model: GaussianParameters, center: Floats) -> tuple[Floats, 
     farthest : float
         Largest squared distance of a state from the center, in its own standard deviations.
     """
-    means = model.means - center
+    means = means - center
     n = means.shape[1]
-    if model.covars.ndim == 2:
-        precision = 1 / model.covars
+    if covars.ndim == 2:
+        precision = 1 / covars
         linear, square = means * precision, -0.5 * precision
-        log_determinant = np.log(model.covars).sum(axis=1)
+        log_determinant = np.log(covars).sum(axis=1)
     else:
-        inverse_root = np.linalg.inv(np.linalg.cholesky(model.covars))
+        inverse_root = np.linalg.inv(np.linalg.cholesky(covars))
         precision = inverse_root.swapaxes(1, 2) @ inverse_root
         linear = (precision @ means[:, :, None])[:, :, 0]
-        first, second = np.triu_indices(n)
+        first, second = _upper(n)
         square = -np.where(first == second, 0.5, 1.0) * precision[:, first, second]
         log_determinant = -2 * np.log(np.diagonal(inverse_root, axis1=1, axis2=2)).sum(axis=1)
     distance = (means * linear).sum(axis=1)
@@ -191,23 +200,23 @@ def log_likelihoods(
     -------
     ndarray of float64, shape (n_songs, n_models)
     """
-    rows = _Rows.of(models, np.dtype(dtype))
-    if rows.cancel:
-        rows = _Rows.of(models, _DOUBLE)
+    center = np.concatenate([model.means for model in models]).mean(axis=0)
+    rows = _rows(models, center, np.dtype(dtype))
     out = np.empty((len(offsets) - 1, len(models)))
     lost = np.zeros(out.shape, dtype=bool)
-    packs = pack_songs(offsets, _SCORED_SONGS)
 
-    def score(mine: list[Pack]) -> None:
-        own = replace(rows, memory=_Memory(rows.dtype))
-        for pack in mine:
-            out[pack.songs], lost[pack.songs] = _score_pack(frames, pack, own)
+    def score(pack: Pack) -> None:
+        x = _gathered(pack, frames, center.astype(dtype))
+        places = (pack.starts, pack.windows, pack.widest)
+        total, product, gone, *_ = run_forward(x, *places, rows, False)
+        out[pack.songs], lost[pack.songs] = (total + np.log(product)).T, gone.T
 
+    packs = pack_songs(offsets, _SONGS, _WINDOW)
     n = max(1, min(effective_n_jobs(n_jobs), len(packs)))
-    with ThreadPoolExecutor(n) as pool:  # joblib's takes 5 ms to begin, as long as 300 songs
-        list(pool.map(score, [packs[i::n] for i in range(n)]))
+    with ThreadPoolExecutor(n) as pool:  # joblib's takes 5 ms to begin, as long as 400 songs
+        list(pool.map(score, packs))
     again = np.flatnonzero(lost.any(axis=1))
-    if len(again) and rows.dtype == np.float32:
+    if len(again) and np.dtype(dtype) == np.float32:
         mine = [frames[offsets[i] : offsets[i + 1]] for i in again]
         ends = np.cumsum([0, *map(len, mine)])
         out[again] = log_likelihoods(np.concatenate(mine), ends, models, n_jobs=n_jobs)
@@ -218,141 +227,33 @@ def log_likelihoods(
     return out
 
 
-class _Memory:
-    """Arrays by name, their memory used again: to get fresh pages takes as long as to fill them."""
-
-    def __init__(self, dtype: np.dtype[Any]) -> None:
-        self.dtype = dtype
-        self._flat: dict[str, Floats] = {}
-
-    def array(self, name: str, n_rows: int, n_columns: int) -> Floats:
-        """Array that holds anything, valid until the name is asked for again."""
-        size = n_rows * n_columns
-        if name not in self._flat or self._flat[name].size < size:
-            self._flat[name] = np.empty(size, self.dtype)
-        return self._flat[name][:size].reshape(n_rows, n_columns)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The states of several models, one below the other."""
-
-    models: Sequence[GaussianParameters]
-    dtype: np.dtype[Any]
-    center: Floats  # (n_features,)
-    weights: Floats  # (n_rows, n_monomials) of the densities
-    first: Ints  # (n_models + 1,) where the rows of each model start
-    startprob: Floats  # (n_rows,)
-    transmat: Floats  # (n_rows, most states of a model)
-    watched: npt.NDArray[np.bool_]  # (n_models,) whether a state's share must not underflow
-    cancel: bool  # whether the monomials would, and take too many digits with them
-    memory: _Memory
-
-    @property
-    def full(self) -> bool:
-        """Whether covariances are full."""
-        return self.models[0].covars.ndim == 3
-
-    @classmethod
-    def of(
-        cls,
-        models: Sequence[GaussianParameters],
-        dtype: np.dtype[Any],
-        center: Floats | None = None,
-        memory: _Memory | None = None,
-    ) -> _Rows:
-        if center is None:
-            center = np.concatenate([model.means for model in models]).mean(axis=0)
-        precision = _PRECISION[dtype]
-        n_states = [model.n_states for model in models]
-        transmat = np.zeros((sum(n_states), max(n_states)), dtype)
-        first = np.concatenate([[0], np.cumsum(n_states)])
-        for begin, model in zip(first, models, strict=False):
-            transmat[begin : begin + model.n_states, : model.n_states] = model.transmat
-        weights, farthest = zip(*(density_weights(model, center) for model in models), strict=True)
-        return cls(
-            models=models,
-            dtype=dtype,
-            center=center,
-            weights=np.concatenate(weights).astype(dtype),
-            first=first,
-            startprob=np.concatenate([model.startprob for model in models]).astype(dtype),
-            transmat=transmat,
-            watched=np.array([model.transmat.min() < precision.mixing for model in models]),
-            cancel=max(farthest) > precision.far,
-            memory=memory or _Memory(dtype),
-        )
-
-    def log_density(self, x: Floats) -> Floats:
-        """Log density of centred columns, shape (n_features, n_columns), under each row."""
-        if self.cancel:
-            frames = x.T + self.center
-            found = [log_density(frames, model.means, model.covars).T for model in self.models]
-            return np.concatenate(found)
-        n_rows, n_monomials = self.weights.shape
-        out = self.memory.array("b", n_rows, x.shape[1])
-        if n_rows <= _FEW_ROWS:
-            densities(x, self.weights, self.full, out)
-            return out
-        monomials = self.memory.array("monomials", n_monomials, x.shape[1])
-        fill_monomials(x, 0, x.shape[1], self.full, monomials)
-        return np.matmul(self.weights, monomials, out=out)
-
-    def forward(self, pack: Pack, steps: tuple[int, int], b: Floats, before: Floats) -> _Ahead:
-        """Run forward over some steps of a pack, from their log densities, which become `b`."""
-        starts = pack.starts[steps[0] : steps[1] + 1]
-        n_models, precision = len(self.models), _PRECISION[self.dtype]
-        top = self.memory.array("top", n_models, b.shape[1])
-        subtract_top(b, self.first, top)
-        np.exp(b, out=b)
-        alpha = self.memory.array("alpha", *b.shape)
-        scales = self.memory.array("scales", *top.shape)
-        lost = np.zeros((n_models, starts[1] - starts[0]), dtype=bool)
-        forward(
-            b,
-            starts - starts[0],
-            self.first,
-            self.startprob,
-            self.transmat,
-            self.watched,
-            self.dtype.type(precision.tiny),
-            self.dtype.type(precision.mixing),
-            before,
-            alpha,
-            scales,
-            lost,
-        )
-        logs = np.log(scales, out=self.memory.array("logs", *top.shape))
-        logs += top
-        return _Ahead(alpha, scales, lost, add_steps(logs, starts - starts[0]))
-
-
-@dataclass(frozen=True)
-class _Ahead:
-    """What a run of the forward recursion found."""
-
-    alpha: Floats  # (n_rows, n_columns) shares of the states
-    scales: Floats  # (n_models, n_columns)
-    lost: npt.NDArray[np.bool_]  # (n_models, n_songs) songs that scaling lost
-    log_likelihood: Floats  # (n_models, n_songs) of the steps of the run
-
-
-def _score_pack(frames: Floats, pack: Pack, rows: _Rows) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Log likelihoods of packed songs, and which of them scaling lost, (n_songs, n_models) both."""
-    total = np.zeros((len(rows.models), len(pack.songs)))
-    lost = np.zeros(total.shape, dtype=bool)
-    before = np.empty((len(rows.weights), 0), rows.dtype)
-    for first, end in pack.windows(_WINDOW_CELLS // len(rows.weights)):
-        starts = pack.starts[first : end + 1]
-        x = rows.memory.array("x", len(rows.center), int(starts[-1] - starts[0]))
-        gather(frames, pack.rows[starts[0] : starts[-1]], starts - starts[0], rows.center, x)
-        b = rows.log_density(x)
-        ahead = rows.forward(pack, (first, end), b, before)
-        n_songs = starts[1] - starts[0]
-        total[:, :n_songs] += ahead.log_likelihood
-        lost[:, :n_songs] |= ahead.lost
-        before = ahead.alpha[:, starts[-2] - starts[0] :].copy()
-    return total.T, lost.T
+def _rows(models: Sequence[GaussianParameters], center: Floats, dtype: np.dtype[Any]) -> Rows:
+    """What the compiled loops need of models. All songs are lost if the monomials would cancel."""
+    precision = _PRECISION[dtype]
+    n_states = [model.n_states for model in models]
+    first = np.cumsum([0, *n_states])
+    transmat = np.zeros((first[-1], max(n_states)), dtype)
+    for begin, model in zip(first, models, strict=False):
+        transmat[begin : begin + model.n_states, : model.n_states] = model.transmat
+    startprob, means, covars = (
+        np.concatenate([getattr(model, name) for model in models])
+        for name in ("startprob", "means", "covars")
+    )
+    found, farthest = density_weights(means, covars, center)
+    # Of an odd number of rows, BLAS takes up to three times as long as of the next even one.
+    weights = np.zeros((len(found) + len(found) % 2, found.shape[1]), dtype)
+    weights[: len(found)] = found
+    cancel = farthest > precision.far
+    return Rows(
+        weights=weights,
+        full=covars.ndim == 3,
+        first=first,
+        startprob=startprob.astype(dtype),
+        transmat=transmat,
+        watched=np.array([model.transmat.min() < precision.mixing for model in models]),
+        tiny=dtype.type(np.inf if cancel else precision.tiny),
+        mixing=dtype.type(np.inf if cancel else precision.mixing),
+    )
 
 
 def _log_space_likelihood(frames: Floats, model: GaussianParameters) -> float:
@@ -377,85 +278,82 @@ def expectations(
         M-step's differences lose digits.
     """
     center = frames.mean(axis=0) if center is None else center
-    packed = _pack_columns(frames, offsets, center)
-    return _expect(packed, center, model, _Memory(_DOUBLE))
+    packs = pack_songs(offsets, _SONGS, _WINDOW)
+    packed = [(pack, _gathered(pack, frames, center)) for pack in packs]
+    return _expect(packed, model, center)
 
 
 def posteriors(frames: Floats, offsets: Ints, model: GaussianParameters) -> Floats:
     """Probability of each state in each frame given its song, shape (n_frames, n_states)."""
     center = frames.mean(axis=0)
-    rows = _Rows.of([model], _DOUBLE, center)
+    rows = _rows([model], center, _DOUBLE)
     out = np.empty((len(frames), model.n_states))
-    for pack, x in _pack_columns(frames, offsets, center):
-        out[pack.rows] = _both_ways(pack, x, rows, np.zeros_like(model.transmat))[1].T
+    for pack in pack_songs(offsets, _SONGS, _WINDOW):
+        x = _gathered(pack, frames, center)
+        _, states, lost = _both_ways(pack, x, rows, center)
+        for place, first in enumerate(pack.first):
+            mine = pack.columns(place)
+            if lost[place]:
+                _, states[:, mine] = _log_space_expectations(x[:, mine], model, center)
+            out[first : first + len(mine)] = states[:, mine].T
     return out
 
 
-_Packed = list[tuple[Pack, Floats]]
-
-
-def _pack_columns(frames: Floats, offsets: Ints, center: Floats) -> _Packed:
-    """Packs of songs, and their frames less the center, shape (n_features, n_columns)."""
-    packed = []
-    for pack in pack_songs(offsets, _LEARNT_SONGS):
-        x = np.empty((len(center), len(pack.rows)))
-        gather(frames, pack.rows, pack.starts, center, x)
-        packed.append((pack, x))
-    return packed
+def _gathered(pack: Pack, frames: Floats, center: Floats) -> Floats:
+    """Frames of a pack less the center, shape (n_features, n_columns)."""
+    x = np.empty((len(center), pack.starts[-1]), center.dtype)
+    gather(frames, pack.first, pack.starts, center, x)
+    return x
 
 
 def _expect(
-    packed: _Packed, center: Floats, model: GaussianParameters, memory: _Memory
+    packed: list[tuple[Pack, Floats]], model: GaussianParameters, center: Floats
 ) -> Expectations:
-    rows = _Rows.of([model], _DOUBLE, center, memory)
-    start = np.zeros_like(model.startprob)
-    transitions, expected = np.zeros_like(model.transmat), np.zeros_like(rows.weights)
-    total = 0.0
+    """Expectations given all songs, packed and gathered."""
+    rows = _rows([model], center, _DOUBLE)
+    parts = []
     for pack, x in packed:
-        found, states = _both_ways(pack, x, rows, transitions)
-        total += found
-        start += states[:, : pack.starts[1]].sum(axis=1)
-        moments(x, states, rows.full, expected)
-    return Expectations(total, start, transitions, expected, center)
+        found, _, lost = _both_ways(pack, x, rows, center)
+        parts.append(found)
+        for place in np.flatnonzero(lost):
+            mine = x[:, pack.columns(int(place))]
+            parts.append(_log_space_expectations(mine, model, center)[0])
+    return reduce(add, parts)
 
 
-def _both_ways(pack: Pack, x: Floats, rows: _Rows, transitions: Floats) -> tuple[float, Floats]:
-    """Log likelihood of packed songs, and posteriors of their states; adds their transitions.
-
-    Parameters
-    ----------
-    pack : Pack
-    x : ndarray of shape (n_features, n_columns)
-    rows : _Rows
-        Of one model.
-    transitions : ndarray of shape (n_states, n_states)
-        Expected transitions are added to it.
+def _both_ways(
+    pack: Pack, x: Floats, rows: Rows, center: Floats
+) -> tuple[Expectations, Floats, npt.NDArray[np.bool_]]:
+    """Expectations of the songs that scaling did not lose.
 
     Returns
     -------
-    log_likelihood : float
-    states : ndarray of shape (n_states, n_columns)
+    expectations : Expectations
+    posteriors : ndarray of shape (n_states, n_columns)
+    lost : ndarray of bool, shape (n_songs,)
     """
-    (model,) = rows.models
-    b = rows.log_density(x)
-    ahead = rows.forward(pack, (0, pack.n_steps), b, np.empty((model.n_states, 0)))
-    states, previous = ahead.alpha, rows.memory.array("previous", *b.shape)
-    backward(b, pack.starts, rows.transmat, ahead.scales, states, previous)
-    total, lost = ahead.log_likelihood[0], ahead.lost[0]
-    if lost.any():
-        song_of_column = pack.song_of_column()
-        gone = lost[song_of_column]
-        previous[:, gone], b[:, gone] = 0, 0
-        for c in np.flatnonzero(lost):
-            mine = np.flatnonzero(song_of_column == c)
-            log_b = log_density(x[:, mine].T + rows.center, model.means, model.covars)
-            found = np.empty_like(log_b)
-            total[c] = log_forward_backward(
-                log_b, model.startprob, model.transmat, found, transitions
-            )
-            states[:, mine] = found.T
-    add_transitions(previous, b, rows.transmat, transitions)
-    return float(total.sum()), states
+    places = (pack.starts, pack.windows, pack.widest)
+    total, product, lost, *found = run_forward(x, *places, rows, True)
+    transitions, moments = run_backward(x, *places, rows, lost, *found)
+    likelihood, states = (total + np.log(product))[~lost].sum(), found[1]
+    start = states[:, : len(pack.songs)].sum(axis=1)
+    transitions *= rows.transmat
+    return Expectations(float(likelihood), start, transitions, moments, center), states, lost[0]
+
+
+def _log_space_expectations(
+    x: Floats, model: GaussianParameters, center: Floats
+) -> tuple[Expectations, Floats]:
+    """Expectations and posteriors of one song, of frames less the center (n_features, n_frames)."""
+    log_b = log_density(x.T + center, model.means, model.covars)
+    states, transitions = np.empty_like(log_b), np.zeros_like(model.transmat)
+    total = log_forward_backward(log_b, model.startprob, model.transmat, states, transitions)
+    squares = x * x
+    if model.covars.ndim == 3:
+        first, second = _upper(len(x))
+        squares = x[first] * x[second]
+    moments = (np.vstack([np.ones(len(log_b)), x, squares]) @ states).T
+    return Expectations(float(total), states[0], transitions, moments, center), states.T
 
 
 def maximize(
@@ -474,24 +372,27 @@ def maximize(
         ``covars_weight=shrinkage + 1`` (diagonal) or ``shrinkage + n_features`` (full).
     """
     n = len(found.center)
-    weight, first, second = np.split(found.moments, [1, n + 1], axis=1)
-    # A state that no frame is in keeps its place rather than becoming NaN.
-    alive = weight[:, 0] > 1e-10
-    offset = first / np.where(alive[:, None], weight, 1.0)
+    weight, first, second = (
+        found.moments[:, 0],
+        found.moments[:, 1 : n + 1],
+        found.moments[:, n + 1 :],
+    )
+    alive = weight > 1e-10
+    offset = first / np.where(alive, weight, 1.0)[:, None]
     if model.covars.ndim == 2:
         spread = np.maximum(second - first * offset, 0)
-        covars = (shrinkage + spread) / (shrinkage + weight)
+        covars = (shrinkage + spread) / (shrinkage + weight)[:, None]
     else:
-        spread = np.empty_like(model.covars)
-        upper = np.triu_indices(n)
-        spread[:, upper[0], upper[1]] = spread[:, upper[1], upper[0]] = second
-        spread -= first[:, :, None] * offset[:, None, :]
-        covars = (shrinkage * np.eye(n) + spread) / (shrinkage + weight)[:, :, None]
+        spread = second[:, _place_in_upper(n)] - first[:, :, None] * offset[:, None, :]
+        covars = (shrinkage * np.eye(n) + spread) / (shrinkage + weight)[:, None, None]
+    means = found.center + offset
+    if not alive.all():  # a state that no frame is in keeps its place rather than becoming NaN
+        means[~alive], covars[~alive] = model.means[~alive], model.covars[~alive]
     return GaussianParameters(
         startprob=_normalized(found.start, model.startprob),
         transmat=_normalized(found.transitions, model.transmat),
-        means=np.where(alive[:, None], found.center + offset, model.means),
-        covars=np.where(alive.reshape(-1, *[1] * (covars.ndim - 1)), covars, model.covars),
+        means=means,
+        covars=covars,
     )
 
 
@@ -515,10 +416,11 @@ def fit_em(
         Log likelihood of all songs before each M-step.
     """
     center = frames.mean(axis=0)
-    packed, memory = _pack_columns(frames, offsets, center), _Memory(_DOUBLE)
+    packs = pack_songs(offsets, _SONGS, _WINDOW)
+    packed = [(pack, _gathered(pack, frames, center)) for pack in packs]
     history: list[float] = []
     for _ in range(n_iter):
-        found = _expect(packed, center, model, memory)
+        found = _expect(packed, model, center)
         model = maximize(found, model, shrinkage)
         history.append(found.log_likelihood)
         if len(history) > 1 and history[-1] - history[-2] < tol:
@@ -544,6 +446,6 @@ def with_jacobian(model: GaussianParameters, basis: Floats, center: Floats) -> G
 
 def _normalized(counts: Floats, before: Floats) -> Floats:
     """Counts as probabilities along the last axis; a row without counts stays as before."""
-    counts = np.where(before == 0, 0.0, counts)
+    counts = np.where(before > 0, counts, 0.0)
     total = counts.sum(axis=-1, keepdims=True)
-    return np.where(total > 0, counts / np.where(total > 0, total, 1.0), before)
+    return np.asarray(np.divide(counts, total, out=before.copy(), where=total > 0))

@@ -2,18 +2,37 @@
 
 Conventions
 -----------
-Arrays over a pack have shape (n_rows, n_columns): a row is a state, and the rows of model m are
-``first[m]:first[m + 1]``; a column is a frame (see `seqagg.kernels.packing`). ``transmat`` has the
-row of a state in that order, and as many columns as the largest model has states. A state's
-*share* is its probability given the frames so far.
+Songs stand side by side, step by step, and work goes window by window: see
+`seqagg.kernels.packing`. Arrays over a window have shape (n_rows, n_columns): a row is a state, a
+column a frame. A state's *share* is its probability given the frames so far.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+import numpy.typing as npt
+
+from seqagg.kernels.elementary import exp
+
+Array = npt.NDArray[Any]
+
+_LOG_2 = float(np.log(2))
+
+
+class Rows(NamedTuple):
+    """The states of several models, one below the other, as numbers of one type."""
+
+    weights: Array  # (n_rows or more, n_monomials) of the log densities
+    full: bool  # whether covariances are
+    first: Array  # (n_models + 1,) of int: where the rows of each model start
+    startprob: Array  # (n_rows,)
+    transmat: Array  # (n_rows, most states of a model)
+    watched: Array  # (n_models,) of bool: whether a state's share must not underflow
+    tiny: Any  # what share is lost
+    mixing: Any  # least chance of every transition in models that are not watched
 
 
 def _jit(function: Any) -> Any:
@@ -21,44 +40,142 @@ def _jit(function: Any) -> Any:
     return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})(function)
 
 
-_BLOCK = 256
-"""Columns whose monomials are computed at a time, so that they stay in the cache."""
+# max(.., 0) tells the compiler that an index counts from the front. Without it, it checks every
+# one, and cannot work on several columns at once: 7 times slower. Nor can it on a slice of columns.
+# Of functions that others call, each combination of types is compiled anew, and 0 has its own type.
 
 
 @_jit
-def subtract_top(log_b, first, top):  # type: ignore[no-untyped-def]
-    """Subtract from each column of a model its largest value, which goes to `top`."""
-    for m in range(len(first) - 1):
-        for c in range(log_b.shape[1]):
-            top[m, c] = -np.inf
-        for r in range(first[m], first[m + 1]):
-            for c in range(log_b.shape[1]):
-                top[m, c] = max(top[m, c], log_b[r, c])
-        for r in range(first[m], first[m + 1]):
-            for c in range(log_b.shape[1]):
-                log_b[r, c] -= top[m, c]
+def run_forward(x, starts, windows, n_most, rows, keep):  # type: ignore[no-untyped-def]
+    """Run all models forward over the songs of a pack.
 
+    Parameters
+    ----------
+    x : ndarray of shape (n_features, n_columns)
+        Frames of the pack less the center.
+    starts, windows : ndarray of int
+        Of the pack.
+    n_most : int
+        Columns of the widest window.
+    rows : Rows
+    keep : bool
+        Whether to keep all densities and shares, as `run_backward` needs them.
 
-@_jit
-def gather(frames, rows, starts, center, out):  # type: ignore[no-untyped-def]
-    """Fill `out`, shape (n_features, n_columns), with the frames of the columns less the center.
-
-    Song by song: reads then follow memory, and it is the writes, into the cache, that jump.
+    Returns
+    -------
+    total, product : ndarray of shape (n_models, n_songs)
+        The log likelihood is ``total + log(product)``.
+    lost : ndarray of bool, shape (n_models, n_songs)
+        Songs that scaling lost.
+    densities, shares, inverse : ndarray of shape (n_rows, n_columns) or, the last one, (n_columns,)
+        Densities relative to the highest of a frame, shares, and 1 / the scale of each frame of the
+        last model.
     """
-    n_steps = len(starts) - 1
-    for c in range(starts[1] - starts[0]):
-        for t in range(n_steps):
-            if starts[t] + c >= starts[t + 1]:
-                break
-            row, here = max(rows[starts[t] + c], 0), max(starts[t], 0) + c
-            for d in range(len(center)):
-                out[d, here] = frames[row, d] - center[d]
+    n_rows, (n_b, n_monomials) = len(rows.startprob), rows.weights.shape
+    n_models, n_songs, dtype = len(rows.watched), starts[1], rows.weights.dtype
+    flat_b, flat_monomials = np.empty(n_b * n_most, dtype), np.empty(n_monomials * n_most, dtype)
+    densities = np.empty((n_rows, starts[-1] if keep else starts[0]), dtype)
+    shares = np.empty((n_rows, starts[-1] if keep else n_songs), dtype)
+    inverse = np.empty(starts[-1], dtype)
+    total, product = np.zeros((n_models, n_songs)), np.ones((n_models, n_songs))
+    lost = np.zeros((n_models, n_songs), np.bool_)
+    for w in range(len(windows) - 1):
+        begin, end = windows[w], windows[w + 1]
+        n = starts[end] - starts[begin]
+        b, monomials = _matrix(flat_b, n_b, n), _matrix(flat_monomials, n_monomials, n)
+        _fill_monomials(x, starts[begin], rows.full, monomials)
+        np.dot(rows.weights, monomials, b)
+        for m in range(n_models):
+            _forward(b, starts, begin, end, rows, m, shares, inverse, keep, total, product, lost)
+        if keep:
+            _put(b, starts[begin], densities)
+    return total, product, lost, densities, shares, inverse
 
 
 @_jit
-def fill_monomials(x, here, n, full, out):  # type: ignore[no-untyped-def]
-    """Fill `out` with 1, x, and x^2 or all products x_i x_j, i <= j, of n columns of `x`."""
+def run_backward(x, starts, windows, n_most, rows, lost, densities, shares, inverse):  # type: ignore[no-untyped-def]
+    """Run one model backward, after `run_forward`. Songs that are lost add nothing.
+
+    `shares` are overwritten by posteriors.
+
+    Returns
+    -------
+    transitions : ndarray of shape (n_states, n_states)
+    moments : ndarray of shape (n_states, n_monomials)
+    """
+    n_states, n_monomials = len(rows.startprob), rows.weights.shape[1]
+    flat_b, flat_monomials = np.empty(n_states * n_most), np.empty(n_monomials * n_most)
+    flat_states, flat_previous = np.empty(n_states * n_most), np.empty(n_states * n_most)
+    transitions, moments = np.zeros((n_states, n_states)), np.zeros((n_states, n_monomials))
+    some_transitions, some_moments = np.empty_like(transitions), np.empty_like(moments)
+    beta = np.empty((n_states, starts[1]))
+    for w in range(len(windows) - 2, -1, -1):
+        begin, end = windows[w], windows[w + 1]
+        n = starts[end] - starts[begin]
+        b, states = _matrix(flat_b, n_states, n), _matrix(flat_states, n_states, n)
+        previous, monomials = (
+            _matrix(flat_previous, n_states, n),
+            _matrix(flat_monomials, n_monomials, n),
+        )
+        _backward(
+            densities,
+            shares,
+            inverse,
+            starts,
+            begin,
+            end,
+            rows.transmat,
+            lost[0],
+            beta,
+            previous,
+            b,
+            states,
+        )
+        np.dot(previous, b.T, some_transitions)
+        _add(some_transitions, transitions)
+        _fill_monomials(x, starts[begin], rows.full, monomials)
+        np.dot(states, monomials.T, some_moments)
+        _add(some_moments, moments)
+        _put(states, starts[begin], shares)
+    return transitions, moments
+
+
+@_jit
+def _matrix(flat, n_rows, n_columns):  # type: ignore[no-untyped-def]
+    """Beginning of a flat array as a matrix."""
+    return flat[: n_rows * n_columns].reshape(n_rows, n_columns)
+
+
+@_jit
+def _put(some, here, out):  # type: ignore[no-untyped-def]
+    """Copy the columns of a window to their place."""
     here = max(here, 0)
+    for r in range(len(out)):
+        for c in range(some.shape[1]):
+            out[r, here + c] = some[r, c]
+
+
+@_jit
+def _add(some, out):  # type: ignore[no-untyped-def]
+    for i in range(len(out)):
+        for j in range(out.shape[1]):
+            out[i, j] += some[i, j]
+
+
+@_jit
+def gather(frames, first, starts, center, out):  # type: ignore[no-untyped-def]
+    """Fill `out`, shape (n_features, n_columns), with the frames of a pack less the center."""
+    for t in range(len(starts) - 1):
+        here, n = max(starts[t], 0), starts[t + 1] - starts[t]
+        for d in range(len(center)):
+            for c in range(n):
+                out[d, here + c] = frames[max(first[c] + t, 0), d] - center[d]
+
+
+@_jit
+def _fill_monomials(x, here, full, out):  # type: ignore[no-untyped-def]
+    """Fill `out` with 1, x, and x^2 or all products x_i x_j, i <= j, of the columns from `here`."""
+    here, n = max(here, 0), out.shape[1]
     for c in range(n):
         out[0, c] = 1
     place = 1 + len(x)
@@ -72,189 +189,173 @@ def fill_monomials(x, here, n, full, out):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def densities(x, weights, full, out):  # type: ignore[no-untyped-def]
-    """Fill `out`, shape (n_rows, n_columns), with the weighted sums of the monomials of `x`.
-
-    For a few rows, where a matrix product would wait for the memory of all monomials.
-    """
-    block = np.empty((weights.shape[1], _BLOCK), x.dtype)
-    for here in range(0, x.shape[1], _BLOCK):
-        n = min(_BLOCK, x.shape[1] - here)
-        fill_monomials(x, here, n, full, block)
-        _multiply(weights, block, 0, 0, out, 0, here, n)
-
-
-@_jit
-def moments(x, posteriors, full, out):  # type: ignore[no-untyped-def]
-    """Add to `out`, shape (n_states, n_monomials), the expected sums of the monomials of `x`."""
-    block = np.empty((out.shape[1], _BLOCK), x.dtype)
-    for here in range(0, x.shape[1], _BLOCK):
-        n = min(_BLOCK, x.shape[1] - here)
-        fill_monomials(x, here, n, full, block)
-        for r in range(len(out)):
-            for m in range(len(block)):
-                out[r, m] += _dot(posteriors, r, here, block, m, 0, n)
-
-
-@_jit
-def add_transitions(previous, b, transmat, out):  # type: ignore[no-untyped-def]
-    """Add the expected transitions that `backward` left behind."""
-    for i in range(len(out)):
-        for j in range(len(out)):
-            out[i, j] += transmat[i, j] * _dot(previous, i, 0, b, j, 0, b.shape[1])
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
-def _dot(a, i, there, b, j, here, n):  # type: ignore[no-untyped-def]
-    """Sum of products of two rows, in an order that the compiler may choose."""
-    there, here, i, j = max(there, 0), max(here, 0), max(i, 0), max(j, 0)
-    total = 0.0
-    for c in range(n):
-        total += a[i, there + c] * b[j, here + c]
-    return total
-
-
-@_jit
-def forward(  # type: ignore[no-untyped-def]
-    b, starts, first, startprob, transmat, watched, tiny, mixing, before, alpha, scales, lost
+def _forward(  # type: ignore[no-untyped-def]
+    b, starts, begin, end, rows, m, shares, inverse, keep, total, product, lost
 ):
-    """Fill the shares and scales of a run of steps; mark the songs that scaling loses.
+    """Run model m through a window, whose log densities `b` become densities.
 
-    ``before`` holds the shares of the step before the run, and has no column at the start of the
-    songs. The log of a song's likelihood is the sum of the logs of its scales. A song is lost
-    where a scale is below `mixing`, or in watched models where the share of a state is below
-    `tiny`: a state that others cannot step into at once may be the one that later frames need.
+    A song is lost where a scale is below `mixing`, or in watched models where the share of a state
+    is below `tiny`: a state that others cannot step into at once may be the one that later frames
+    need.
     """
-    inverse = np.empty(starts[1], b.dtype)
-    for m in range(len(first) - 1):
-        least = tiny if watched[m] else mixing
-        low, high = max(first[m], 0), max(first[m + 1], 0)
-        arrive = transmat[low:high, : high - low].T.copy()
-        for t in range(len(starts) - 1):
-            # max(.., 0) tells the compiler that an index counts from the front. Without it, it
-            # checks every one, and cannot work on several columns at once: 7 times slower.
-            here, n = max(starts[t], 0), starts[t + 1] - starts[t]
-            begins = t == 0 and before.shape[1] == 0
-            if begins:
-                for j in range(low, high):
-                    for c in range(n):
-                        alpha[j, here + c] = startprob[j]
-            elif t == 0:
-                _multiply(arrive, before, low, 0, alpha, low, here, n)
-            else:
-                _multiply(arrive, alpha, low, starts[t - 1], alpha, low, here, n)
-            if watched[m]:
-                for j in range(low, high):
-                    for c in range(n):
-                        reached = alpha[j, here + c]
-                        lost[m, c] |= (reached > 0) & (reached * b[j, here + c] < tiny)
-            for c in range(n):
-                scales[m, here + c] = 0
-            for j in range(low, high):
+    low, high = max(rows.first[m], 0), max(rows.first[m + 1], 0)
+    arrive = rows.transmat[low:high, : high - low].T.copy()
+    ahead = np.empty((high - low, lost.shape[1]), b.dtype)
+    top, scale = np.empty(b.shape[1], b.dtype), np.empty(lost.shape[1], b.dtype)
+    _densities(b, low, high, top)
+    for t in range(begin, end):
+        here, n = max(starts[t] - starts[begin], 0), starts[t + 1] - starts[t]
+        at = max(starts[t], 0) if keep else 0
+        if t > 0:
+            _multiply(arrive, shares, low, starts[t - 1] if keep else starts[0], ahead, n)
+        else:
+            for j in range(high - low):
                 for c in range(n):
-                    share = alpha[j, here + c] * b[j, here + c]
-                    alpha[j, here + c] = share
-                    scales[m, here + c] += share
+                    ahead[j, c] = rows.startprob[low + j]
+        if rows.watched[m]:
+            _watch(ahead, b, low, here, rows.tiny, lost[m], n)
+        _weigh(ahead, b, low, here, scale, n)
+        least = rows.tiny if rows.watched[m] else rows.mixing
+        _account(total[m], product[m], lost[m], top, here, scale, least, n)
+        for c in range(n):
+            inverse[at + c] = 1 / scale[c]
+        for j in range(high - low):
             for c in range(n):
-                fine = scales[m, here + c] >= least
-                lost[m, c] |= not fine
-                scales[m, here + c] = scales[m, here + c] if fine else 1.0
-                inverse[c] = 1 / scales[m, here + c]
-            for j in range(low, high):
-                for c in range(n):
-                    alpha[j, here + c] *= inverse[c]
+                shares[low + j, at + c] = ahead[j, c] * inverse[at + c]
 
 
 @_jit
-def _multiply(weights, old, low, there, new, first, here, n):  # type: ignore[no-untyped-def]
-    """Fill rows of `new`, from row `first` and column `here` on, with ``weights @ old``.
+def _densities(b, low, high, top):  # type: ignore[no-untyped-def]
+    """Turn log densities into densities relative to the highest of each frame, which is `top`."""
+    low, n = max(low, 0), b.shape[1]
+    for c in range(n):
+        top[c] = b[low, c]
+    for j in range(low + 1, high):
+        for c in range(n):
+            top[c] = max(top[c], b[j, c])
+    for j in range(low, high):
+        for c in range(n):
+            b[j, c] = exp(b[j, c] - top[c])
 
-    `old` counts from row `low` and column `there`; n columns. Two rows of the result and four of
-    `old` are done at a time, to load and store less.
+
+@_jit
+def _watch(ahead, b, low, here, tiny, lost, n):  # type: ignore[no-untyped-def]
+    """Mark the songs with a state that was reached, and whose share will be too small to keep."""
+    low, here = max(low, 0), max(here, 0)
+    for j in range(len(ahead)):
+        for c in range(n):
+            lost[c] |= (ahead[j, c] > 0) & (ahead[j, c] * b[low + j, here + c] < tiny)
+
+
+@_jit
+def _weigh(ahead, b, low, here, scale, n):  # type: ignore[no-untyped-def]
+    """Multiply what is expected by what is seen; their sum is the scale."""
+    low, here = max(low, 0), max(here, 0)
+    for c in range(n):
+        scale[c] = 0
+    for j in range(len(ahead)):
+        for c in range(n):
+            share = ahead[j, c] * b[low + j, here + c]
+            ahead[j, c] = share
+            scale[c] += share
+
+
+@_jit
+def _account(total, product, lost, top, here, scale, least, n):  # type: ignore[no-untyped-def]
+    """Take what a step says of the likelihoods.
+
+    To multiply scales is cheaper than to add their logs. Powers of two are moved from the product
+    to the total, lest it underflow.
+    """
+    here = max(here, 0)
+    for c in range(n):
+        fine = scale[c] >= least
+        lost[c] |= not fine
+        scale[c] = scale[c] if fine else 1
+        bits = np.float64(product[c] * np.float64(scale[c])).view(np.int64)
+        power = (bits >> 52) - 1023
+        product[c] = np.int64(bits - (power << 52)).view(np.float64)
+        total[c] += np.float64(top[here + c]) + power * _LOG_2
+
+
+@_jit
+def _backward(  # type: ignore[no-untyped-def]
+    densities, shares, inverse, starts, begin, end, transmat, lost, beta, previous, b, states
+):
+    """Run backward through a window.
+
+    Parameters
+    ----------
+    beta : ndarray of shape (n_states, n_songs)
+        Scaled chance of all that follows the window, and afterwards the step before it.
+    previous, b, states : ndarray of shape (n_states, columns of the window)
+        Takes the shares of the step before each frame (0 for the first), what transitions weigh,
+        and posteriors. The expected number of transitions from i to j into the window is
+        ``transmat[i, j] * sum(previous[i] * b[j])``.
+    """
+    for t in range(end - 1, begin - 1, -1):
+        here, n = max(starts[t], 0), starts[t + 1] - starts[t]
+        to, last = max(starts[t] - starts[begin], 0), max(starts[max(t - 1, 0)], 0)
+        n_next = starts[t + 2] - starts[t + 1] if t < len(starts) - 2 else 0
+        for i in range(len(b)):
+            for c in range(n_next):
+                # Out of reach, what follows may be beyond all floats.
+                beta[i, c] = beta[i, c] if shares[i, here + c] > 0 else 0.0
+            for c in range(n_next, n):
+                beta[i, c] = 0.0 if lost[c] else 1.0
+            for c in range(n):
+                b[i, to + c] = densities[i, here + c] * beta[i, c] * inverse[here + c]
+                states[i, to + c] = shares[i, here + c] * beta[i, c]
+                previous[i, to + c] = shares[i, last + c] if t > 0 else 0.0
+        _multiply(transmat, b, starts[0], starts[t] - starts[begin], beta, n)
+
+
+@_jit
+def _multiply(weights, old, low, there, new, n):  # type: ignore[no-untyped-def]
+    """Fill n columns of `new` with ``weights @ old``, `old` from row `low` and column `there` on.
+
+    Two rows of the result and up to eight of `old` are done at a time, to load and store less.
     """
     n_new, n_old = weights.shape
-    low, there, first, here = max(low, 0), max(there, 0), max(first, 0), max(here, 0)
+    low, there = max(low, 0), max(there, 0)
+    eights, fours = n_old - n_old % 8, n_old - n_old % 4
     for j in range(n_new):
         for c in range(n):
-            new[first + j, here + c] = 0
+            new[j, c] = 0
     for j in range(0, n_new - 1, 2):
-        _add_two(weights, j, old, low, there, new, first + j, here, n)
+        for i in range(0, eights, 8):
+            k, a, d = low + i, _four(weights, j, i), _four(weights, j, i + 4)
+            e, f = _four(weights, j + 1, i), _four(weights, j + 1, i + 4)
+            for c in range(n):
+                new[j, c] += _dot(a, old, k, there + c) + _dot(d, old, k + 4, there + c)
+                new[j + 1, c] += _dot(e, old, k, there + c) + _dot(f, old, k + 4, there + c)
+        for i in range(eights, fours, 4):
+            k, a, e = low + i, _four(weights, j, i), _four(weights, j + 1, i)
+            for c in range(n):
+                new[j, c] += _dot(a, old, k, there + c)
+                new[j + 1, c] += _dot(e, old, k, there + c)
+        for i in range(fours, n_old):
+            k, u, v = low + i, weights[j, i], weights[j + 1, i]
+            for c in range(n):
+                new[j, c] += u * old[k, there + c]
+                new[j + 1, c] += v * old[k, there + c]
     if n_new % 2:
-        last = max(first + n_new - 1, 0)
         for i in range(n_old):
-            u = weights[n_new - 1, i]
+            k, u = low + i, weights[n_new - 1, i]
             for c in range(n):
-                new[last, here + c] += u * old[low + i, there + c]
+                new[n_new - 1, c] += u * old[k, there + c]
 
 
 @_jit
-def _add_two(weights, j, old, low, there, new, to, here, n):  # type: ignore[no-untyped-def]
-    """Add two rows of a product, see `_multiply`."""
-    low, there, to, here = max(low, 0), max(there, 0), max(to, 0), max(here, 0)
-    n_old = weights.shape[1]
-    fours = n_old - n_old % 4
-    for i in range(0, fours, 4):
-        u, v, w, x = weights[j, i], weights[j, i + 1], weights[j, i + 2], weights[j, i + 3]
-        q, r, s, t = (
-            weights[j + 1, i],
-            weights[j + 1, i + 1],
-            weights[j + 1, i + 2],
-            weights[j + 1, i + 3],
-        )
-        k = low + i
-        for c in range(n):
-            a, b = old[k, there + c], old[k + 1, there + c]
-            d, e = old[k + 2, there + c], old[k + 3, there + c]
-            new[to, here + c] += u * a + v * b + w * d + x * e
-            new[to + 1, here + c] += q * a + r * b + s * d + t * e
-    for i in range(fours, n_old):
-        u, q = weights[j, i], weights[j + 1, i]
-        for c in range(n):
-            a = old[low + i, there + c]
-            new[to, here + c] += u * a
-            new[to + 1, here + c] += q * a
+def _four(weights, j, i):  # type: ignore[no-untyped-def]
+    return weights[j, i], weights[j, i + 1], weights[j, i + 2], weights[j, i + 3]
 
 
 @_jit
-def backward(b, starts, transmat, scales, alpha, previous):  # type: ignore[no-untyped-def]
-    """Turn the shares of one model into posteriors, and densities into what transitions weigh.
-
-    Afterwards ``transmat[i, j] * sum(previous[i] * b[j])`` is the expected number of transitions
-    from i to j; ``previous`` is filled with the shares of the step before each column.
-    """
-    n_states, n_steps = len(alpha), len(starts) - 1
-    beta = np.ones((n_states, starts[1]))
-    for t in range(n_steps - 1, -1, -1):
-        here, n = max(starts[t], 0), starts[t + 1] - starts[t]
-        if t < n_steps - 1:
-            there = max(starts[t + 1], 0)
-            n_next = starts[t + 2] - there
-            _multiply(transmat, b, 0, there, beta, 0, 0, n_next)
-            for i in range(n_states):
-                for c in range(n_next):
-                    previous[i, there + c] = alpha[i, here + c]
-                    # Out of reach, what follows may be beyond all floats.
-                    beta[i, c] = beta[i, c] if alpha[i, here + c] > 0 else 0.0
-        for i in range(n_states):
-            for c in range(n):
-                b[i, here + c] *= beta[i, c] / scales[0, here + c]
-                alpha[i, here + c] *= beta[i, c]
-    for i in range(n_states):
-        for c in range(starts[1]):
-            b[i, c] = 0
-            previous[i, c] = 0
-
-
-@_jit
-def add_steps(values, starts):  # type: ignore[no-untyped-def]
-    """Sum of each song's columns, shape (n_models, n_songs), in float64."""
-    out = np.zeros((len(values), starts[1]))
-    for m in range(len(values)):
-        for t in range(len(starts) - 1):
-            here = max(starts[t], 0)
-            for c in range(starts[t + 1] - here):
-                out[m, c] += values[m, here + c]
-    return out
+def _dot(four, old, k, c):  # type: ignore[no-untyped-def]
+    """Sum of four products."""
+    first = four[0] * old[k, c] + four[1] * old[k + 1, c]
+    return first + (four[2] * old[k + 2, c] + four[3] * old[k + 3, c])
 
 
 @_jit

@@ -6,11 +6,13 @@ A pack holds songs of similar length, the longest first. Its columns are their f
 the second frames of those that have one, and so on: step t has the columns
 ``starts[t]:starts[t + 1]``, in the same order of songs, so that a song's next frame stands at the
 same place in the next step. A loop over time then does the same to long, contiguous runs of songs.
+A *window* is a run of steps, few enough for what is computed from them to stay in the processor's
+cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,29 +26,18 @@ class Pack:
     """Places of the frames of some songs."""
 
     songs: Ints  # (n_songs,) which songs, the longest first
-    rows: Ints  # (n_columns,) which frame each column is
+    first: Ints  # (n_songs,) first frame of each
     starts: Ints  # (n_steps + 1,) where each step starts
+    windows: Ints  # (n_windows + 1,) step that each window starts with
+    widest: int  # columns of the widest window
 
-    @property
-    def n_steps(self) -> int:
-        """Number of frames of the longest song."""
-        return len(self.starts) - 1
-
-    def song_of_column(self) -> Ints:
-        """Place within `songs` of the song that each column belongs to, shape (n_columns,)."""
-        return np.arange(len(self.rows)) - np.repeat(self.starts[:-1], np.diff(self.starts))
-
-    def windows(self, n_columns: int) -> Iterator[tuple[int, int]]:
-        """Runs of steps of at most so many columns each, but of one step at least."""
-        first = 0
-        while first < self.n_steps:
-            end = int(np.searchsorted(self.starts, self.starts[first] + n_columns, "right")) - 1
-            end = max(first + 1, end)
-            yield first, end
-            first = end
+    def columns(self, place: int) -> Ints:
+        """Columns of the song at a place, in time order."""
+        n_frames = int((np.diff(self.starts) > place).sum())
+        return self.starts[:n_frames] + place
 
 
-def pack_songs(offsets: Ints, n_songs: int) -> list[Pack]:
+def pack_songs(offsets: Ints, n_songs: int, n_columns: int) -> list[Pack]:
     """Pack songs, none of them empty, so many at a time.
 
     Parameters
@@ -54,17 +45,27 @@ def pack_songs(offsets: Ints, n_songs: int) -> list[Pack]:
     offsets : ndarray of int, shape (n_all_songs + 1,)
     n_songs : int
         Songs per pack.
+    n_columns : int
+        Columns per window, at most; but a window has one step at least.
     """
     lengths = np.diff(offsets)
     order = np.argsort(-lengths, kind="stable")
-    return [_pack(offsets, lengths, order[i : i + n_songs]) for i in range(0, len(order), n_songs)]
+    packs = []
+    for i in range(0, len(order), n_songs):
+        songs = order[i : i + n_songs]
+        mine = lengths[songs]
+        # Songs with more than t frames, for every step t.
+        widths = len(songs) - np.searchsorted(mine[::-1], np.arange(mine[0]), "right")
+        starts = np.concatenate([[0], np.cumsum(widths)])
+        windows = _windows(starts.tolist(), n_columns)
+        widest = int(np.diff(starts[windows]).max())
+        packs.append(Pack(songs, offsets[songs], starts, windows, widest))
+    return packs
 
 
-def _pack(offsets: Ints, lengths: Ints, songs: Ints) -> Pack:
-    mine = lengths[songs]
-    # Songs with more than t frames, for every step t.
-    widths = len(songs) - np.searchsorted(mine[::-1], np.arange(mine[0]), "right")
-    starts = np.concatenate([[0], np.cumsum(widths)])
-    step = np.repeat(np.arange(mine[0]), widths)
-    place = np.arange(starts[-1]) - starts[step]
-    return Pack(songs, offsets[songs][place] + step, starts)
+def _windows(starts: list[int], n_columns: int) -> Ints:
+    steps = [0]
+    while steps[-1] < len(starts) - 1:
+        end = bisect_right(starts, starts[steps[-1]] + n_columns) - 1
+        steps.append(max(steps[-1] + 1, end))
+    return np.array(steps)
