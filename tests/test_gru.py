@@ -23,6 +23,7 @@ from seqagg.aggregators.gru import SongNetwork
 from seqagg.aggregators.network import Batches
 from seqagg.aggregators.start import AverageStart
 from seqagg.errors import ParameterError
+from seqagg.kernels.gru import pooled_states
 from tests import reference, reference_models
 from tests.conftest import COLUMNS, frames_of, integer_labels, order_free_songs, order_songs
 
@@ -189,6 +190,40 @@ class TestAgainstPyTorch:
             pooled = reference_models.pooled_states_of_packed(gru, heard)
         expected = self.expected(network, songs, pooled)
         assert_allclose(scores(network, songs), expected, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize(("side_by_side", "window"), [(1, 1), (3, 10), (128, 512)])
+    @pytest.mark.parametrize("backwards", [False, True])
+    def test_compiled_states(
+        self, backwards: bool, side_by_side: int, window: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However the work is cut up; also of units that are full, and hear much."""
+        monkeypatch.setattr("seqagg.kernels.gru._SONGS", side_by_side)
+        monkeypatch.setattr("seqagg.kernels.gru._WINDOW", window)
+        generator = torch.Generator().manual_seed(1)
+        gru = nn.GRU(3, 20, batch_first=True)
+        for i, parameter in enumerate(gru.parameters()):
+            nn.init.normal_(parameter, std=0.3 * (i + 1), generator=generator)
+        songs = [3 * torch.randn(n, 3, generator=generator) for n in (40, 1, 7, 7, 90, 2)]
+        lengths = np.array([len(song) for song in songs])
+        mean, highest = pooled_states(
+            [parameter.detach().numpy() for parameter in gru.parameters()],
+            torch.cat(songs).numpy(),
+            np.cumsum(lengths) - lengths,
+            lengths,
+            backwards=backwards,
+        )
+        turned = [song.flip(0) if backwards else song for song in songs]
+        with torch.inference_mode():
+            expected = reference_models.pooled_states_of_packed(gru, turned)
+        assert_allclose(np.hstack([mean, highest]), expected, rtol=1e-5, atol=2e-6)
+
+    @pytest.mark.parametrize("bidirectional", [True, False])
+    def test_with_gradients_and_without(self, bidirectional: bool) -> None:
+        network, songs = new_network(bidirectional=bidirectional), random_songs()
+        frames = pad_sequence(songs, batch_first=True)
+        found = network(frames, torch.tensor(LENGTHS))
+        assert found.requires_grad
+        assert_allclose(scores(network, songs), found.detach(), rtol=1e-5, atol=1e-5)
 
     def test_layers_of_two_directions_do_not_mix(self) -> None:
         """Each direction has a stack of its own, as its own frames turned round show."""

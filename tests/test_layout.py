@@ -51,6 +51,7 @@ FLOW = [
     "kernels.hmm_loops",
     "kernels.hmm",
     "kernels.hmm_filter",
+    "kernels.gru",
     "folds",
     "nested",
     "frozen.models",

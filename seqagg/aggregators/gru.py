@@ -35,6 +35,7 @@ from seqagg.aggregators.start import (
 )
 from seqagg.averages import Averages, RunningAverages
 from seqagg.errors import ParameterError
+from seqagg.kernels.gru import pooled_states
 from seqagg.songs import Songs
 from seqagg.streaming import Memory
 from seqagg.threads import one_thread_each
@@ -123,25 +124,18 @@ class SongNetwork(nn.Module):
         -------
         Tensor of shape (n_songs, n_classes)
         """
-        steps_ = torch.arange(frames.shape[1], device=frames.device)
-        inside = (steps_ < lengths[:, None])[:, :, None]  # (n_songs, longest, 1)
+        inside = torch.arange(frames.shape[1], device=frames.device) < lengths[:, None]
+        inside = inside[:, :, None]  # (n_songs, longest, 1)
         count = lengths[:, None].to(frames.dtype)
         average = (frames * inside).sum(dim=1) / count  # (n_songs, n_columns)
         x = self._standardized(frames)
         x = self.noise(x + self.shift(torch.zeros_like(x[:, :1])))
-        heard = [(self.forwards, x)]
-        if self.backwards is not None:
-            # Each song's own frames backwards: a padded bidirectional GRU would start in the
-            # padding. Pooling does not ask for the order, so it is not turned round again.
-            back = (lengths[:, None] - 1 - steps_).clamp(min=0)  # (n_songs, longest)
-            heard.append((self.backwards, x.gather(1, back[:, :, None].expand_as(x))))
-        means, highest = [], []
-        for gru, frames_ in heard:  # pooled one by one: to join all states first is to copy them
-            h = gru(frames_)[0]  # (n_songs, longest, hidden)
-            means.append((h * inside).sum(dim=1) / count)
-            highest.append(h.masked_fill(~inside, -1.0).amax(dim=1))  # states are above -1
+        if torch.is_grad_enabled() or x.device.type != "cpu" or self.forwards.num_layers > 1:
+            pooled = self._pooled_states(x, lengths, inside)
+        else:
+            pooled = self._compiled_states(x, lengths)
         probability = mean_probability(frames, inside, count) if self.share > 0 else None
-        return self.judge(average, probability, torch.cat([*means, *highest], dim=1))
+        return self.judge(average, probability, torch.cat(pooled, dim=1))
 
     def judge(self, average: Tensor, probability: Tensor | None, pooled: Tensor) -> Tensor:
         """Score songs by what was heard of them.
@@ -182,6 +176,40 @@ class SongNetwork(nn.Module):
 
     def _standardized(self, frames: Tensor) -> Tensor:
         return ((frames - self.center) / self.spread).clamp(-CLIP, CLIP)
+
+    def _pooled_states(self, x: Tensor, lengths: Tensor, inside: Tensor) -> list[Tensor]:
+        """Mean state of each direction, then highest, shape (n_songs, hidden) each."""
+        heard = [(self.forwards, x)]
+        if self.backwards is not None:
+            # Each song's own frames backwards: a padded bidirectional GRU would start in the
+            # padding. Pooling does not ask for the order, so it is not turned round again.
+            steps_ = torch.arange(x.shape[1], device=x.device)
+            back = (lengths[:, None] - 1 - steps_).clamp(min=0)  # (n_songs, longest)
+            heard.append((self.backwards, x.gather(1, back[:, :, None].expand_as(x))))
+        means, highest = [], []
+        for gru, frames in heard:  # pooled one by one: to join all states first is to copy them
+            h = gru(frames)[0]  # (n_songs, longest, hidden)
+            means.append((h * inside).sum(dim=1) / lengths[:, None])
+            highest.append(h.masked_fill(~inside, -1.0).amax(dim=1))  # states are above -1
+        return [*means, *highest]
+
+    def _compiled_states(self, x: Tensor, lengths: Tensor) -> list[Tensor]:
+        """Do the same without gradients, in a third of the time."""
+        values, counts = x.flatten(0, 1).numpy(), lengths.numpy()
+        first = np.arange(len(counts)) * x.shape[1]
+        directions = [self.forwards] if self.backwards is None else [self.forwards, self.backwards]
+        found = [
+            pooled_states(
+                [weight.numpy() for weight in gru.all_weights[0]],
+                values,
+                first,
+                counts,
+                backwards=gru is self.backwards,
+            )
+            for gru in directions
+        ]
+        means, highest = zip(*found, strict=True)
+        return [torch.from_numpy(array) for array in (*means, *highest)]
 
 
 class GRUAggregator(NetworkAggregator):

@@ -33,14 +33,13 @@ from joblib import effective_n_jobs
 
 from seqagg.kernels.hmm_loops import (
     Rows,
-    gather,
     log_forward,
     log_forward_backward,
     log_sum,
     run_backward,
     run_forward,
 )
-from seqagg.kernels.packing import Pack, pack_songs
+from seqagg.kernels.packing import Pack, gather, pack_songs
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -211,7 +210,7 @@ def log_likelihoods(
         total, product, gone, *_ = run_forward(x, *places, rows, False)
         out[pack.songs], lost[pack.songs] = (total + np.log(product)).T, gone.T
 
-    packs = pack_songs(offsets, _SONGS, _WINDOW)
+    packs = _packs(offsets)
     n = max(1, min(effective_n_jobs(n_jobs), len(packs)))
     with ThreadPoolExecutor(n) as pool:  # joblib's takes 5 ms to begin, as long as 400 songs
         list(pool.map(score, packs))
@@ -278,7 +277,7 @@ def expectations(
         M-step's differences lose digits.
     """
     center = frames.mean(axis=0) if center is None else center
-    packs = pack_songs(offsets, _SONGS, _WINDOW)
+    packs = _packs(offsets)
     packed = [(pack, _gathered(pack, frames, center)) for pack in packs]
     return _expect(packed, model, center)
 
@@ -288,7 +287,7 @@ def posteriors(frames: Floats, offsets: Ints, model: GaussianParameters) -> Floa
     center = frames.mean(axis=0)
     rows = _rows([model], center, _DOUBLE)
     out = np.empty((len(frames), model.n_states))
-    for pack in pack_songs(offsets, _SONGS, _WINDOW):
+    for pack in _packs(offsets):
         x = _gathered(pack, frames, center)
         _, states, lost = _both_ways(pack, x, rows, center)
         for place, first in enumerate(pack.first):
@@ -299,10 +298,14 @@ def posteriors(frames: Floats, offsets: Ints, model: GaussianParameters) -> Floa
     return out
 
 
+def _packs(offsets: Ints) -> list[Pack]:
+    return pack_songs(offsets[:-1], np.diff(offsets), _SONGS, _WINDOW)
+
+
 def _gathered(pack: Pack, frames: Floats, center: Floats) -> Floats:
     """Frames of a pack less the center, shape (n_features, n_columns)."""
     x = np.empty((len(center), pack.starts[-1]), center.dtype)
-    gather(frames, pack.first, pack.starts, center, x)
+    gather(frames, pack.first, 1, pack.starts, center, x)
     return x
 
 
@@ -416,7 +419,7 @@ def fit_em(
         Log likelihood of all songs before each M-step.
     """
     center = frames.mean(axis=0)
-    packs = pack_songs(offsets, _SONGS, _WINDOW)
+    packs = _packs(offsets)
     packed = [(pack, _gathered(pack, frames, center)) for pack in packs]
     history: list[float] = []
     for _ in range(n_iter):

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
-from seqagg.kernels.elementary import exp
+from seqagg.kernels.elementary import exp, jit_fused
+from seqagg.kernels.packing import matrix
 
 Array = npt.NDArray[Any]
 
@@ -35,17 +35,11 @@ class Rows(NamedTuple):
     mixing: Any  # least chance of every transition in models that are not watched
 
 
-def _jit(function: Any) -> Any:
-    # contract: a product and a sum in one instruction, which rounds less, not more.
-    return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})(function)
+# Compiled functions that others call are compiled anew for each combination of types, and 0 has a
+# type of its own: hence starts[0]. On max(.., 0) see `seqagg.kernels.packing`.
 
 
-# max(.., 0) tells the compiler that an index counts from the front. Without it, it checks every
-# one, and cannot work on several columns at once: 7 times slower. Nor can it on a slice of columns.
-# Of functions that others call, each combination of types is compiled anew, and 0 has its own type.
-
-
-@_jit
+@jit_fused
 def run_forward(x, starts, windows, n_most, rows, keep):  # type: ignore[no-untyped-def]
     """Run all models forward over the songs of a pack.
 
@@ -82,7 +76,7 @@ def run_forward(x, starts, windows, n_most, rows, keep):  # type: ignore[no-unty
     for w in range(len(windows) - 1):
         begin, end = windows[w], windows[w + 1]
         n = starts[end] - starts[begin]
-        b, monomials = _matrix(flat_b, n_b, n), _matrix(flat_monomials, n_monomials, n)
+        b, monomials = matrix(flat_b, n_b, n), matrix(flat_monomials, n_monomials, n)
         _fill_monomials(x, starts[begin], rows.full, monomials)
         np.dot(rows.weights, monomials, b)
         for m in range(n_models):
@@ -92,7 +86,7 @@ def run_forward(x, starts, windows, n_most, rows, keep):  # type: ignore[no-unty
     return total, product, lost, densities, shares, inverse
 
 
-@_jit
+@jit_fused
 def run_backward(x, starts, windows, n_most, rows, lost, densities, shares, inverse):  # type: ignore[no-untyped-def]
     """Run one model backward, after `run_forward`. Songs that are lost add nothing.
 
@@ -112,10 +106,10 @@ def run_backward(x, starts, windows, n_most, rows, lost, densities, shares, inve
     for w in range(len(windows) - 2, -1, -1):
         begin, end = windows[w], windows[w + 1]
         n = starts[end] - starts[begin]
-        b, states = _matrix(flat_b, n_states, n), _matrix(flat_states, n_states, n)
+        b, states = matrix(flat_b, n_states, n), matrix(flat_states, n_states, n)
         previous, monomials = (
-            _matrix(flat_previous, n_states, n),
-            _matrix(flat_monomials, n_monomials, n),
+            matrix(flat_previous, n_states, n),
+            matrix(flat_monomials, n_monomials, n),
         )
         _backward(
             densities,
@@ -140,13 +134,7 @@ def run_backward(x, starts, windows, n_most, rows, lost, densities, shares, inve
     return transitions, moments
 
 
-@_jit
-def _matrix(flat, n_rows, n_columns):  # type: ignore[no-untyped-def]
-    """Beginning of a flat array as a matrix."""
-    return flat[: n_rows * n_columns].reshape(n_rows, n_columns)
-
-
-@_jit
+@jit_fused
 def _put(some, here, out):  # type: ignore[no-untyped-def]
     """Copy the columns of a window to their place."""
     here = max(here, 0)
@@ -155,24 +143,14 @@ def _put(some, here, out):  # type: ignore[no-untyped-def]
             out[r, here + c] = some[r, c]
 
 
-@_jit
+@jit_fused
 def _add(some, out):  # type: ignore[no-untyped-def]
     for i in range(len(out)):
         for j in range(out.shape[1]):
             out[i, j] += some[i, j]
 
 
-@_jit
-def gather(frames, first, starts, center, out):  # type: ignore[no-untyped-def]
-    """Fill `out`, shape (n_features, n_columns), with the frames of a pack less the center."""
-    for t in range(len(starts) - 1):
-        here, n = max(starts[t], 0), starts[t + 1] - starts[t]
-        for d in range(len(center)):
-            for c in range(n):
-                out[d, here + c] = frames[max(first[c] + t, 0), d] - center[d]
-
-
-@_jit
+@jit_fused
 def _fill_monomials(x, here, full, out):  # type: ignore[no-untyped-def]
     """Fill `out` with 1, x, and x^2 or all products x_i x_j, i <= j, of the columns from `here`."""
     here, n = max(here, 0), out.shape[1]
@@ -188,7 +166,7 @@ def _fill_monomials(x, here, full, out):  # type: ignore[no-untyped-def]
             place += 1
 
 
-@_jit
+@jit_fused
 def _forward(  # type: ignore[no-untyped-def]
     b, starts, begin, end, rows, m, shares, inverse, keep, total, product, lost
 ):
@@ -224,7 +202,7 @@ def _forward(  # type: ignore[no-untyped-def]
                 shares[low + j, at + c] = ahead[j, c] * inverse[at + c]
 
 
-@_jit
+@jit_fused
 def _densities(b, low, high, top):  # type: ignore[no-untyped-def]
     """Turn log densities into densities relative to the highest of each frame, which is `top`."""
     low, n = max(low, 0), b.shape[1]
@@ -238,7 +216,7 @@ def _densities(b, low, high, top):  # type: ignore[no-untyped-def]
             b[j, c] = exp(b[j, c] - top[c])
 
 
-@_jit
+@jit_fused
 def _watch(ahead, b, low, here, tiny, lost, n):  # type: ignore[no-untyped-def]
     """Mark the songs with a state that was reached, and whose share will be too small to keep."""
     low, here = max(low, 0), max(here, 0)
@@ -247,7 +225,7 @@ def _watch(ahead, b, low, here, tiny, lost, n):  # type: ignore[no-untyped-def]
             lost[c] |= (ahead[j, c] > 0) & (ahead[j, c] * b[low + j, here + c] < tiny)
 
 
-@_jit
+@jit_fused
 def _weigh(ahead, b, low, here, scale, n):  # type: ignore[no-untyped-def]
     """Multiply what is expected by what is seen; their sum is the scale."""
     low, here = max(low, 0), max(here, 0)
@@ -260,7 +238,7 @@ def _weigh(ahead, b, low, here, scale, n):  # type: ignore[no-untyped-def]
             scale[c] += share
 
 
-@_jit
+@jit_fused
 def _account(total, product, lost, top, here, scale, least, n):  # type: ignore[no-untyped-def]
     """Take what a step says of the likelihoods.
 
@@ -278,7 +256,7 @@ def _account(total, product, lost, top, here, scale, least, n):  # type: ignore[
         total[c] += np.float64(top[here + c]) + power * _LOG_2
 
 
-@_jit
+@jit_fused
 def _backward(  # type: ignore[no-untyped-def]
     densities, shares, inverse, starts, begin, end, transmat, lost, beta, previous, b, states
 ):
@@ -310,7 +288,7 @@ def _backward(  # type: ignore[no-untyped-def]
         _multiply(transmat, b, starts[0], starts[t] - starts[begin], beta, n)
 
 
-@_jit
+@jit_fused
 def _multiply(weights, old, low, there, new, n):  # type: ignore[no-untyped-def]
     """Fill n columns of `new` with ``weights @ old``, `old` from row `low` and column `there` on.
 
@@ -346,19 +324,19 @@ def _multiply(weights, old, low, there, new, n):  # type: ignore[no-untyped-def]
                 new[n_new - 1, c] += u * old[k, there + c]
 
 
-@_jit
+@jit_fused
 def _four(weights, j, i):  # type: ignore[no-untyped-def]
     return weights[j, i], weights[j, i + 1], weights[j, i + 2], weights[j, i + 3]
 
 
-@_jit
+@jit_fused
 def _dot(four, old, k, c):  # type: ignore[no-untyped-def]
     """Sum of four products."""
     first = four[0] * old[k, c] + four[1] * old[k + 1, c]
     return first + (four[2] * old[k + 2, c] + four[3] * old[k + 3, c])
 
 
-@_jit
+@jit_fused
 def log_sum(values):  # type: ignore[no-untyped-def]
     """Log of the sum of exponentials."""
     top = values.max()
@@ -367,7 +345,7 @@ def log_sum(values):  # type: ignore[no-untyped-def]
     return top + np.log(np.exp(values - top).sum())
 
 
-@_jit
+@jit_fused
 def log_forward(log_b, log_start, log_trans):  # type: ignore[no-untyped-def]
     """Log of the joint probability of each state and the frames up to it, of one song."""
     table = np.empty_like(log_b)
@@ -378,7 +356,7 @@ def log_forward(log_b, log_start, log_trans):  # type: ignore[no-untyped-def]
     return table
 
 
-@_jit
+@jit_fused
 def _log_backward(log_b, log_trans):  # type: ignore[no-untyped-def]
     table = np.zeros_like(log_b)
     for t in range(len(log_b) - 2, -1, -1):
@@ -387,7 +365,7 @@ def _log_backward(log_b, log_trans):  # type: ignore[no-untyped-def]
     return table
 
 
-@_jit
+@jit_fused
 def log_forward_backward(log_b, startprob, transmat, posteriors, transitions):  # type: ignore[no-untyped-def]
     """Fill the posteriors of one song, add to its transitions, return its log likelihood."""
     log_trans = np.log(transmat)
