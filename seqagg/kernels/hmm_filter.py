@@ -51,10 +51,13 @@ class ForwardFilter:
         with np.errstate(divide="ignore"):
             self.start = np.log(np.concatenate([model.startprob for model in models]))
             self._log_transmat = np.log(self._transmat)
-        self._center = np.concatenate([model.means for model in models]).mean(axis=0)
-        weights, far = zip(*(density_weights(m, self._center) for m in models), strict=True)
-        self._weights = np.concatenate(weights)
-        self._cancel = max(far) > _FAR
+        means, covars = (
+            np.concatenate([getattr(model, name) for model in models])
+            for name in ("means", "covars")
+        )
+        self._center = means.mean(axis=0)
+        self._weights, farthest = density_weights(means, covars, self._center)
+        self._cancel = farthest > _FAR
 
     def hear(
         self, frames: Floats, offsets: Ints, which: Ints, ahead: Floats, likelihood: Floats
