@@ -274,8 +274,9 @@ def digits_table(folder: Path) -> list[str]:
             n_songs |= {own: row["n_songs"] for own, row in rows.items() if row}
     header = ["accuracy, %", *(f"{own}<br>{n_songs[own]:,.0f} recordings" for own in shown)]
     note = (
-        "Below the accuracy the paired difference from `logodds` in points, with its 95 % interval; "
-        "for new speakers all recordings of a speaker are drawn together, and there are but six."
+        "Below the accuracy the paired difference from `logodds` in points, with its 95 % "
+        "interval; for new speakers all recordings of a speaker are drawn together, and there are "
+        "but six."
     )
     return [*markdown(header, lines), "", note]
 
