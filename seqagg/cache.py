@@ -6,7 +6,8 @@ One row per song: ``song_id``, ``scores`` (list of fixed-size lists of float32, 
 order) and, where known, ``label``, ``group``, ``split``, ``fold``, ``start`` (seconds). The schema
 metadata ``seqagg`` declares format version, column names, kind, task and note. ``.parquet`` is the
 file to keep (compressed, checksummed pages), ``.arrow`` the file to work with (memory-mapped,
-nothing is copied). A folder of such files is one cache, in the order of their names.
+nothing is copied). A folder of such files is one cache, in the order of their names. Either may lie
+on this machine or, for reading, at a URL.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import mmap
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +31,9 @@ import pyarrow.parquet as pq
 from seqagg.errors import CacheError, SeqaggError
 from seqagg.files import atomic_write
 from seqagg.logodds import Kind, Task
+from seqagg.manifest import NAME as MANIFEST
+from seqagg.manifest import read_manifest
+from seqagg.places import Place, place_of
 from seqagg.songs import Songs
 
 VERSION = 1
@@ -232,16 +236,17 @@ def read_cache(path: str | os.PathLike[str]) -> Songs:
     Parameters
     ----------
     path : path-like
-        A ``.parquet`` or ``.arrow`` file, or a folder that holds some.
+        A ``.parquet`` or ``.arrow`` file, or a folder that holds some; a path or a URL.
 
     Raises
     ------
     CacheError
         Names the file, song and column that cannot be used.
     """
-    files = _files(Path(path))
+    source = place_of(path)
+    files = cache_files(source)
     parts = [_read_file(file) for file in files]
-    return _concatenate(parts, files) if Path(path).is_dir() else parts[0]
+    return _concatenate(parts, files, source) if source.is_dir() else parts[0]
 
 
 def checksum(path: str | os.PathLike[str]) -> str:
@@ -257,10 +262,10 @@ def checksum(path: str | os.PathLike[str]) -> str:
     CacheError
         Where there is no such file.
     """
-    source = Path(path)
+    source = place_of(path)
     digests = {}
-    for file in _files(source):
-        with _reading(file), file.open("rb") as content:
+    for file in cache_files(source):
+        with _reading(file), file.open("rb") if isinstance(file, Path) else file.open() as content:
             digests[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
     if not source.is_dir():
         return digests[source.name]
@@ -277,7 +282,7 @@ class CacheBatches:
     Parameters
     ----------
     path : path-like
-        A ``.parquet`` or ``.arrow`` file, or a folder that holds some.
+        A ``.parquet`` or ``.arrow`` file, or a folder that holds some; a path or a URL.
     n_bytes : int
         About how much of the file a batch is.
 
@@ -295,9 +300,9 @@ class CacheBatches:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, n_bytes: int = _BATCH_BYTES) -> None:
-        self._path = Path(path)
+        self._path = place_of(path)
         self._n_bytes = n_bytes
-        self._files = _files(self._path)
+        self._files = cache_files(self._path)
         self.splits: Counter[str] = Counter()
         all_ids = []
         headers = []
@@ -327,26 +332,84 @@ class CacheBatches:
             Null where the label is unknown.
         """
         for file in self._files:
-            for table in _read_tables(file, self._n_bytes):
-                songs, text = _to_songs(file, table, header_of(file, table.schema.metadata))
-                labels = text["labels"]
-                if split is not None:
-                    there = text["split"]
-                    if there is None:
-                        continue
-                    chosen = pc.fill_null(pc.equal(there, split), False)
-                    songs = songs[np.asarray(chosen)]
-                    labels = labels if labels is None else labels.filter(chosen)
-                yield songs, labels
+            yield from read_batches(file, split=split, n_bytes=self._n_bytes)
 
     def songs(self) -> Iterator[Songs]:
         """All songs, with everything that is said of them."""
         for file in self._files:
-            for table in _read_tables(file, self._n_bytes):
-                yield songs_of_table(file, table, header_of(file, table.schema.metadata))
+            yield from read_songs(file, n_bytes=self._n_bytes)
 
 
-def songs_of_table(path: Path, table: pa.Table, header: dict[str, Any]) -> Songs:
+def read_batches(
+    file: Place,
+    groups: range | None = None,
+    *,
+    split: str | None = None,
+    n_bytes: int = _BATCH_BYTES,
+    refuse: Callable[[str, str], object] | None = None,
+) -> Iterator[tuple[Songs, pa.Array | None]]:
+    """Songs of a cache file some at a time, as `CacheBatches.read` gives them.
+
+    Parameters
+    ----------
+    file : Path or Remote
+    groups : range, optional
+        Row groups (of ``.arrow``, record batches) to read; all by default.
+    split : str, optional
+        Only the songs of this split.
+    n_bytes : int
+        About how much of the file a batch is.
+    refuse : callable, optional
+        Called with the id of a song that cannot be used and the reason, instead of raising.
+
+    Raises
+    ------
+    CacheError
+        Names the file, song and column that cannot be used.
+    """
+    for table in _read_tables(file, n_bytes, groups):
+        header = header_of(file, table.schema.metadata)
+        for songs, text in _usable(file, table, header, refuse):
+            labels = text["labels"]
+            if split is not None:
+                there = text["split"]
+                if there is None:
+                    continue
+                chosen = pc.fill_null(pc.equal(there, split), False)
+                songs = songs[np.asarray(chosen)]
+                labels = labels if labels is None else labels.filter(chosen)
+            yield songs, labels
+
+
+def read_songs(
+    file: Place, groups: range | None = None, *, n_bytes: int = _BATCH_BYTES
+) -> Iterator[Songs]:
+    """Songs of a cache file some at a time, with everything that is said of them."""
+    for table in _read_tables(file, n_bytes, groups):
+        yield songs_of_table(file, table, header_of(file, table.schema.metadata))
+
+
+def _usable(
+    file: Place,
+    table: pa.Table,
+    header: dict[str, Any],
+    refuse: Callable[[str, str], object] | None,
+) -> list[tuple[Songs, dict[str, pa.Array | None]]]:
+    """Songs of a table; where some are refused, in the pieces that lie between them."""
+    try:
+        return [_to_songs(file, table, header)]
+    except CacheError as error:
+        if refuse is None or error.song is None:
+            raise
+        if len(table) == 1:
+            refuse(error.song, error.message)
+            return []
+    half = len(table) // 2
+    parts = (table.slice(0, half), table.slice(half))
+    return [songs for part in parts for songs in _usable(file, part, header, refuse)]
+
+
+def songs_of_table(path: Place, table: pa.Table, header: dict[str, Any]) -> Songs:
     """Songs of a table as a cache has it.
 
     Parameters
@@ -458,19 +521,31 @@ def _is_unicode(value: Any) -> bool:
     return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
-def _files(source: Path) -> list[Path]:
+def cache_files(source: Place) -> list[Place]:
     """The files of a cache, in the order of their names."""
     if not source.is_dir():
         return [source]
-    files = sorted(
-        p for p in source.iterdir() if p.suffix in SUFFIXES and not p.name.startswith(".")
-    )
+    try:
+        there: list[Place] = list(source.iterdir())
+    except OSError as error:
+        raise CacheError(f"cannot be read: {error}", file=source) from None
+    files = [p for p in there if p.suffix in SUFFIXES and not p.name.startswith(".")]
     if not files:
         raise CacheError(f"the folder holds no {' or '.join(SUFFIXES)} file", file=source)
+    files.sort(key=lambda file: file.name)
+    manifest = read_manifest(source)
+    if manifest is not None:
+        _refuse_other_files(source, {f.name for f in files}, {s.file for s in manifest.shards})
     return files
 
 
-def _read_file(path: Path) -> Songs:
+def _refuse_other_files(folder: Place, there: set[str], listed: set[str]) -> None:
+    for names, what in ((listed - there, "is missing"), (there - listed, "is not listed")):
+        if names:
+            raise CacheError(f"{min(names)} {what}", file=folder / MANIFEST)
+
+
+def _read_file(path: Place) -> Songs:
     if path.suffix != ".parquet":
         table = _read_table(path, _COLUMNS)
         return songs_of_table(path, table, header_of(path, table.schema.metadata))
@@ -478,7 +553,7 @@ def _read_file(path: Path) -> Songs:
     return songs._with(**{name: _objects(column) for name, column in text.items()})
 
 
-def _read_parquet(path: Path) -> tuple[Songs, dict[str, pa.Array | None]]:
+def _read_parquet(path: Place) -> tuple[Songs, dict[str, pa.Array | None]]:
     """Decode by small pieces into one array: the memory of a piece serves the next one.
 
     All at once, most of the time goes into fresh memory, which is then copied into one piece.
@@ -517,16 +592,21 @@ def _read_parquet(path: Path) -> tuple[Songs, dict[str, pa.Array | None]]:
         raise CacheError(error.message, file=path, song=error.song, column=error.column) from None
 
 
-def _n_scores(path: Path) -> int:
+def _n_scores(path: Place) -> int:
     """Scores in a Parquet file; a song without any counts as one."""
-    metadata = pq.read_metadata(path)
+    with open_parquet(path) as file:
+        metadata = file.metadata
+    return sum(c.num_values for c in _leaves(metadata) if c.path_in_schema.startswith("scores."))
+
+
+def _leaves(metadata: Any) -> list[Any]:
+    """Column chunks of all row groups."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
-    return sum(c.num_values for c in columns if c.path_in_schema.startswith("scores."))
+    return [group.column(i) for group in groups for i in range(group.num_columns)]
 
 
 def _to_songs(
-    path: Path, table: pa.Table, header: dict[str, Any]
+    path: Place, table: pa.Table, header: dict[str, Any]
 ) -> tuple[Songs, dict[str, pa.Array | None]]:
     """Songs without a Python object for each, and by field their text, which stays Arrow."""
     ids = _read_ids(path, table)
@@ -543,36 +623,68 @@ def _to_songs(
         raise CacheError(error.message, file=path, song=error.song, column=error.column) from None
 
 
-def _read_table(path: Path, names: list[str]) -> pa.Table:
+def _read_table(path: Place, names: list[str]) -> pa.Table:
     """Those columns of a file, if they are there."""
     with _reading(path):
         if path.suffix == ".arrow":
-            with pa.memory_map(os.fspath(path)) as source:
+            with (
+                pa.memory_map(os.fspath(path)) if isinstance(path, Path) else path.open() as source
+            ):
                 table = pa.ipc.open_file(source).read_all()
             _refuse_repeated(path, table.schema)
             table = table.select(_present(table.schema, names))
         else:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            with open_parquet(path) as file:
                 _refuse_repeated(path, file.schema_arrow)
                 table = file.read(columns=_present(file.schema_arrow, names))
         table.validate(full=True)
     return table
 
 
-def _read_tables(path: Path, n_bytes: int) -> Iterator[pa.Table]:
+def read_columns(file: Place, names: list[str]) -> tuple[pa.Table, dict[str, Any]]:
+    """Some columns of a cache file, those that it has, and what it declares."""
+    table = _read_table(file, names)
+    return table, header_of(file, table.schema.metadata)
+
+
+def count_frames(file: Place) -> int:
+    """Frames of a cache file, from its footer or its offsets."""
+    with _reading(file):
+        if file.suffix == ".arrow":
+            lengths = pc.list_value_length(_read_table(file, ["scores"])["scores"])
+            return int(pc.sum(lengths).as_py() or 0)
+        with open_parquet(file) as parquet:
+            columns = [
+                c for c in _leaves(parquet.metadata) if c.path_in_schema.startswith("scores.")
+            ]
+            n_columns = len(header_of(file, parquet.schema_arrow.metadata)["columns"])
+    # A song without a frame is counted as one value that is null.
+    n = sum(c.num_values - (c.statistics.null_count if c.statistics else 0) for c in columns)
+    return int(n) // max(n_columns, 1)
+
+
+def open_parquet(path: Place, **settings: Any) -> Any:
+    """A `pyarrow.parquet.ParquetFile` whose pages are checked while they are read."""
+    source = path if isinstance(path, Path) else path.open()
+    return pq.ParquetFile(source, page_checksum_verification=True, **settings)
+
+
+def _read_tables(path: Place, n_bytes: int, groups: range | None = None) -> Iterator[pa.Table]:
     """All columns of a file, about so many bytes at a time."""
+    pieces = _arrow_pieces if path.suffix == ".arrow" else _parquet_pieces
     with _reading(path):
-        for table in (_arrow_pieces if path.suffix == ".arrow" else _parquet_pieces)(path, n_bytes):
+        for table in pieces(path, n_bytes, groups):
             table.validate(full=True)
             yield table
 
 
-def _parquet_pieces(path: Path, n_bytes: int) -> Iterator[pa.Table]:
-    # Through a buffer: one row group of another writer may be the whole file.
-    settings = {"page_checksum_verification": True, "pre_buffer": False, "buffer_size": 2**20}
-    with pq.ParquetFile(path, **settings) as file:
+def _parquet_pieces(path: Place, n_bytes: int, groups: range | None) -> Iterator[pa.Table]:
+    # Through a buffer: one row group of another writer may be the whole file. Over a network
+    # that would be too many requests, so a row group is fetched in a few.
+    near = isinstance(path, Path) or path.data is not None
+    with open_parquet(path, pre_buffer=not near, buffer_size=2**20 if near else 0) as file:
         names = _present(file.schema_arrow, _COLUMNS)
-        for i in range(file.num_row_groups):
+        for i in range(file.num_row_groups) if groups is None else groups:
             group = file.metadata.row_group(i)
             n_songs = _songs_in(n_bytes, group.num_rows, group.total_byte_size)
             for batch in file.iter_batches(n_songs, [i], names, use_threads=False):
@@ -580,19 +692,21 @@ def _parquet_pieces(path: Path, n_bytes: int) -> Iterator[pa.Table]:
                 yield table.replace_schema_metadata(file.schema_arrow.metadata)
 
 
-def _arrow_pieces(path: Path, n_bytes: int) -> Iterator[pa.Table]:
-    with path.open("rb") as source:
-        mapped = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
-    file = pa.ipc.open_file(pa.py_buffer(mapped))
+def _arrow_pieces(path: Place, n_bytes: int, groups: range | None) -> Iterator[pa.Table]:
+    mapped = None
+    if isinstance(path, Path):
+        with path.open("rb") as source:
+            mapped = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
+    file = pa.ipc.open_file(path.open() if mapped is None else pa.py_buffer(mapped))
     used = 0
-    for i in range(file.num_record_batches):
+    for i in range(file.num_record_batches) if groups is None else groups:
         batch = file.get_batch(i)
         n_songs = _songs_in(n_bytes, len(batch), batch.nbytes)
         for first in range(0, len(batch), n_songs):
             table = pa.Table.from_batches([batch.slice(first, n_songs)])
             yield table.select(_present(table.schema, _COLUMNS))
             used += n_bytes
-            if used >= _MAPPED_BYTES and hasattr(mapped, "madvise"):
+            if used >= _MAPPED_BYTES and mapped is not None and hasattr(mapped, "madvise"):
                 # Pages once read would count as ours. Whoever still needs one gets it again.
                 mapped.madvise(mmap.MADV_DONTNEED)
                 used = 0
@@ -607,13 +721,13 @@ def _present(schema: pa.Schema, names: list[str]) -> list[str]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Place) -> Iterator[None]:
     """Say of every error that Arrow may raise which file it is about."""
     if path.suffix not in SUFFIXES:
         raise CacheError(f"not a cache: the name ends in none of {', '.join(SUFFIXES)}", file=path)
-    if not path.exists():
-        raise CacheError("no such file", file=path)
     try:
+        if not path.exists():
+            raise CacheError("no such file", file=path)
         yield
     except SeqaggError:
         raise
@@ -621,13 +735,13 @@ def _reading(path: Path) -> Iterator[None]:
         raise CacheError(f"cannot be read: {error}", file=path) from None
 
 
-def _refuse_repeated(path: Path, schema: pa.Schema) -> None:
+def _refuse_repeated(path: Place, schema: pa.Schema) -> None:
     for name in _COLUMNS:
         if schema.names.count(name) > 1:
             raise CacheError("two columns of this name", file=path, column=name)
 
 
-def _refuse_twice(ids: pa.Array, path: Path) -> None:
+def _refuse_twice(ids: pa.Array, path: Place) -> None:
     if len(ids.unique()) == len(ids):
         return
     counts = ids.value_counts()
@@ -636,14 +750,14 @@ def _refuse_twice(ids: pa.Array, path: Path) -> None:
 
 
 def _refuse_differences(
-    first: dict[str, Any], other: dict[str, Any], first_file: Path, file: Path
+    first: dict[str, Any], other: dict[str, Any], first_file: Place, file: Place
 ) -> None:
     for name in ("columns", "kind", "task"):
         if other[name] != first[name]:
             raise CacheError(f"{name} differ from those of {first_file.name}", file=file)
 
 
-def header_of(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
+def header_of(path: Place, metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
     """Fields for `Songs`, from the declaration in the schema metadata."""
     if not metadata or HEADER_KEY not in metadata:
         raise CacheError("no seqagg metadata; 'seqagg convert' makes a cache of it", file=path)
@@ -680,7 +794,7 @@ def header_of(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, Any]
     }
 
 
-def _column(path: Path, table: pa.Table, name: str, wanted: str, matches: Any) -> pa.Array | None:
+def _column(path: Place, table: pa.Table, name: str, wanted: str, matches: Any) -> pa.Array | None:
     if name not in table.column_names:
         return None
     chunked = table[name]
@@ -705,7 +819,7 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
-def _read_ids(path: Path, table: pa.Table) -> pa.Array:
+def _read_ids(path: Place, table: pa.Table) -> pa.Array:
     ids = _column(path, table, "song_id", "string", _is_text)
     if ids is None:
         raise CacheError("no column of this name", file=path, column="song_id")
@@ -715,7 +829,7 @@ def _read_ids(path: Path, table: pa.Table) -> pa.Array:
     return ids
 
 
-def _read_labels(path: Path, table: pa.Table, task: Task) -> pa.Array | None:
+def _read_labels(path: Place, table: pa.Table, task: Task) -> pa.Array | None:
     if task == "multiclass":
         return _column(path, table, "label", "string", _is_text)
     return _column(
@@ -739,7 +853,7 @@ def _objects(column: pa.Array | None) -> npt.NDArray[Any] | None:
     return labels
 
 
-def _read_fold(path: Path, table: pa.Table) -> npt.NDArray[np.int32] | None:
+def _read_fold(path: Place, table: pa.Table) -> npt.NDArray[np.int32] | None:
     column = _column(path, table, "fold", "int32", pa.types.is_integer)
     if column is None:
         return None
@@ -750,7 +864,7 @@ def _read_fold(path: Path, table: pa.Table) -> npt.NDArray[np.int32] | None:
 
 
 def _read_start(
-    path: Path, table: pa.Table, ids: pa.Array, offsets: npt.NDArray[np.int64]
+    path: Place, table: pa.Table, ids: pa.Array, offsets: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32] | None:
     column = _column(
         path,
@@ -782,7 +896,7 @@ def _is_scores(kind: pa.DataType) -> bool:
 
 
 def _read_scores(
-    path: Path, table: pa.Table, ids: pa.Array, columns: list[str]
+    path: Place, table: pa.Table, ids: pa.Array, columns: list[str]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Flat values and offsets, without a Python object per song."""
     scores = _column(path, table, "scores", "list of fixed_size_list of float32", _is_scores)
@@ -830,12 +944,12 @@ def _first_of_other_width(frames: pa.Array, width: int) -> tuple[int, int] | Non
 
 
 def _bad_scores(
-    path: Path, ids: pa.Array, song: int, what: str, column: str = "scores"
+    path: Place, ids: pa.Array, song: int, what: str, column: str = "scores"
 ) -> CacheError:
     return CacheError(what, file=path, song=ids[song].as_py(), column=column)
 
 
-def _concatenate(parts: list[Songs], files: list[Path]) -> Songs:
+def _concatenate(parts: list[Songs], files: list[Place], folder: Place) -> Songs:
     first = parts[0]
     for part, file in zip(parts, files, strict=True):
         _refuse_differences(vars(first), vars(part), files[0], file)
@@ -856,7 +970,7 @@ def _concatenate(parts: list[Songs], files: list[Path]) -> Songs:
             values=np.concatenate([p.values for p in parts]), offsets=offsets, **fields
         )
     except SeqaggError as error:
-        raise CacheError(error.message, file=files[0].parent, song=error.song) from None
+        raise CacheError(error.message, file=folder, song=error.song) from None
 
 
 def _or_full(array: npt.NDArray[Any] | None, n: int, value: Any) -> npt.NDArray[Any]:

@@ -52,8 +52,8 @@ class Part:
         The split; None for the songs that have none.
     n_songs, n_labelled, n_groups : int
         A song without a group is its own.
-    n_frames, n_missing : int
-        Frames, missing ones included; missing frames.
+    n_frames, n_missing : int or None
+        Frames, missing ones included; missing frames. None where scores were not read.
     frame_accuracy : float or None
         Share of frames that are right, of songs whose label is the name of a column.
     frame_accuracy_error : float or None
@@ -64,8 +64,8 @@ class Part:
     n_songs: int
     n_labelled: int
     n_groups: int
-    n_frames: int
-    n_missing: int
+    n_frames: int | None
+    n_missing: int | None
     frame_accuracy: float | None
     frame_accuracy_error: float | None
 
@@ -77,12 +77,13 @@ class Inspection:
     Attributes
     ----------
     n_songs, n_frames, n_missing, n_unlabelled : int
+        `n_missing` is None where scores were not read.
     columns : tuple of str
         Their positions where they have no names.
     kind, task, note : str
         As the songs declare them.
-    frames_per_song : tuple of float
-        Fewest, median, most; missing frames included.
+    frames_per_song : tuple of float, or None
+        Fewest, median, most; missing frames included. None where scores were not read.
     parts : tuple of Part
         One per split, ``train`` and ``test`` first; a single one if there are no splits.
     classes : dict of str to tuple of int
@@ -94,7 +95,7 @@ class Inspection:
     n_folds : int or None
         Folds of the frame classifier, as the songs declare them.
     empty_songs : tuple of str
-        Songs without a frame, or whose frames are all missing.
+        Songs without a frame, or whose frames are all missing. Nothing where scores were not read.
     sum_to_one : float or None
         Share of frames whose probabilities sum to one; None for other kinds of scores.
     saturated : float or None
@@ -105,13 +106,13 @@ class Inspection:
 
     n_songs: int
     n_frames: int
-    n_missing: int
+    n_missing: int | None
     n_unlabelled: int
     columns: tuple[str, ...]
     kind: Kind
     task: Task
     note: str
-    frames_per_song: tuple[int, float, int]
+    frames_per_song: tuple[int, float, int] | None
     parts: tuple[Part, ...]
     classes: dict[str, tuple[int, ...]]
     labels_without_column: tuple[str, ...]
@@ -151,7 +152,7 @@ def inspect(songs: Songs) -> Inspection:
         *_warn_of_shared_groups(songs, parts_of_songs),
         *_warn_of_seen_frames(parts),
         *_warn_of_duplicates(songs),
-        *_warn_of_labels(classes, parts, without),
+        *warn_of_labels(classes, parts, without),
         *_warn_of_scores(sum_to_one, saturated),
         *_warn_of_empty(empty),
     ]
@@ -189,13 +190,17 @@ def _split_masks(songs: Songs) -> dict[str | None, Mask]:
     """Songs of each split; train and test first, songs without a split last."""
     if songs.split is None:
         return {None: np.ones(len(songs), dtype=bool)}
-    first = {"train": "0", "test": "1"}
-    names = {None if s is None else str(s) for s in songs.split}
-    ordered = sorted(names, key=lambda n: (n is None, first.get(str(n), "2"), str(n)))
+    ordered = order_of_splits({None if s is None else str(s) for s in songs.split})
     return {
         name: np.array([(None if s is None else str(s)) == name for s in songs.split], dtype=bool)
         for name in ordered
     }
+
+
+def order_of_splits(names: Iterable[str | None]) -> list[str | None]:
+    """Train and test first, songs without a split last."""
+    first = {"train": "0", "test": "1"}
+    return sorted(names, key=lambda n: (n is None, first.get(str(n), "2"), str(n)))
 
 
 def _labels_of(songs: Songs) -> list[tuple[str, ...]]:
@@ -328,6 +333,11 @@ def _warn_of_shared_groups(songs: Songs, parts: dict[str | None, Mask]) -> Itera
     group_of = np.array([g for _, g in _groups_of(songs)], dtype=object)
     known = np.array([g is not None and g == g for g in songs.groups])
     sets = {name: set(group_of[mask & known]) for name, mask in parts.items() if name is not None}
+    yield from warn_of_shared(sets)
+
+
+def warn_of_shared(sets: dict[str, set[str]]) -> Iterable[str]:
+    """Groups that stand in several splits, given the groups of each."""
     names = list(sets)
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
@@ -391,9 +401,10 @@ def _warn_of_duplicates(songs: Songs) -> Iterable[str]:
         yield f"the same scores stand under different labels: {_name(contradicting)}"
 
 
-def _warn_of_labels(
+def warn_of_labels(
     classes: dict[str, tuple[int, ...]], parts: Sequence[Part], without: Sequence[str]
 ) -> Iterable[str]:
+    """Labels that nothing can be learnt of, or that no column speaks of."""
     if not classes:
         yield "no song has a label: nothing can be learnt or measured"
         return

@@ -37,14 +37,17 @@ NAMED = 5
 
 def show_inspection(name: str, found: Inspection) -> None:
     """Print what is in a cache, and what is wrong with it."""
-    fewest, median, most = found.frames_per_song
-    facts = [
-        f"{name}: {found.n_songs} songs, {found.n_frames} frames",
-        f"Frames per song: {fewest} to {most}, median {median:g}.",
+    facts = [f"{name}: {found.n_songs} songs, {found.n_frames} frames"]
+    if found.frames_per_song is not None:
+        fewest, median, most = found.frames_per_song
+        facts.append(f"Frames per song: {fewest} to {most}, median {median:g}.")
+    else:
+        facts.append("Scores were not read; --scores reads them, and looks for more.")
+    facts.append(
         f"{len(found.columns)} columns of {found.kind}, {found.task}: "
         + shorten(found.columns, _MOST_CLASSES)
-        + ".",
-    ]
+        + "."
+    )
     if found.n_groups is not None:
         facts.append(f"{found.n_groups} groups.")
     if found.n_folds:
@@ -86,7 +89,8 @@ def _parts_table(found: Inspection) -> Table:
             part.n_frames,
             part.n_missing,
         ]
-        table.add_row(printable(_part_name(part.name, found)), *map(str, numbers), right)
+        shown = ["" if number is None else str(number) for number in numbers]
+        table.add_row(printable(_part_name(part.name, found)), *shown, right)
     return table
 
 
