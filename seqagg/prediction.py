@@ -11,7 +11,7 @@ longer than that, so that the memory does not grow with the cache.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from pyarrow.csv import CSVWriter
 
 from seqagg.cache import CacheBatches
-from seqagg.errors import ParameterError
-from seqagg.files import atomic_write
+from seqagg.errors import ParameterError, SongError
+from seqagg.places import Place, place_of, writing
 from seqagg.progress import counted
 from seqagg.songs import Songs
 from seqagg.threads import ahead
@@ -72,6 +72,14 @@ class PredictionReport:
         """Share of the songs of known label that are right; None if there is none."""
         return self.n_right / self.n_labelled if self.n_labelled else None
 
+    def add(self, other: PredictionReport) -> None:
+        """Count other songs too."""
+        self.n_songs += other.n_songs
+        self.n_labelled += other.n_labelled
+        self.n_right += other.n_right
+        self.unseen_labels |= other.unseen_labels
+        self.multilabel |= other.multilabel
+
 
 def predict_cache(
     model: str | os.PathLike[str],
@@ -85,9 +93,9 @@ def predict_cache(
     Parameters
     ----------
     model, cache : path-like
-        Model file; cache file or folder of such files.
+        Model file; cache file or folder of such files, a path or a URL.
     out : path-like
-        Table, ``.csv`` or ``.parquet``: written whole or not at all.
+        Table, ``.csv`` or ``.parquet``, a path or a URL: written whole or not at all.
     split : str, optional
         Only the songs of this split; ``"all"`` is as if it were not given.
 
@@ -96,24 +104,53 @@ def predict_cache(
     SeqaggError
         Names the file, song, column or parameter that cannot be used.
     """
-    target = Path(out)
+    target = place_of(out)
     if target.suffix not in SUFFIXES:
         raise ParameterError(f"{out}: the table of predictions ends in .csv or .parquet")
     report = PredictionReport()
     # Reading starts before the model is there: to import what models are made of takes a second.
-    with ahead(_read(Path(cache), split), _AHEAD) as batches:
+    with ahead(_read(place_of(cache), split), _AHEAD) as batches:
         from seqagg.aggregators import load
 
         aggregator = load(model)
-        report.multilabel = aggregator.multilabel_
-        with atomic_write(target) as temporary, counted("predict", "songs") as advance:
-            table = _Table(temporary, aggregator)
-            with table.writer:
+        with writing(target) as temporary, counted("predict", "songs") as advance:
+
+            def in_turn() -> Iterator[tuple[Songs, pa.Array | None]]:
                 for batch in batches:
-                    _label(aggregator, batch, table, report)
+                    yield batch.songs, batch.labels
                     advance(report.n_songs, batch.n_all)
-                table.flush()
+
+            write_labels(aggregator, in_turn(), temporary, report)
     return report
+
+
+def write_labels(
+    aggregator: Aggregator,
+    batches: Iterable[tuple[Songs, pa.Array | None]],
+    path: Path,
+    report: PredictionReport,
+    refuse: Callable[[str, str], object] | None = None,
+) -> None:
+    """Label songs with a fitted aggregator, and write the table.
+
+    Parameters
+    ----------
+    aggregator : Aggregator
+    batches : iterable of (Songs, pyarrow.Array or None)
+        As `CacheBatches.read` gives them.
+    path : Path
+        Table, ``.csv`` or ``.parquet``.
+    report : PredictionReport
+        Counts what is done.
+    refuse : callable, optional
+        Called with the id of a song that cannot be labelled and the reason, instead of raising.
+    """
+    report.multilabel = aggregator.multilabel_
+    table = _Table(path, aggregator)
+    with table.writer:
+        for songs, labels in batches:
+            _label(aggregator, songs, labels, table, report, refuse)
+        table.flush()
 
 
 def predictions(aggregator: Aggregator, songs: Songs) -> pa.Table:
@@ -166,7 +203,7 @@ class _Batch(NamedTuple):
     n_all: int  # songs to label
 
 
-def _read(cache: Path, split: str | None) -> Iterator[_Batch]:
+def _read(cache: Place, split: str | None) -> Iterator[_Batch]:
     source = CacheBatches(cache)
     chosen = find_split(set(source.splits), split, None)
     n_all = source.n_songs if chosen is None else source.splits[chosen]
@@ -174,14 +211,33 @@ def _read(cache: Path, split: str | None) -> Iterator[_Batch]:
         yield _Batch(songs, labels, n_all)
 
 
-def _label(aggregator: Aggregator, batch: _Batch, table: _Table, report: PredictionReport) -> None:
-    if len(batch.songs) == 0:
+def _label(
+    aggregator: Aggregator,
+    songs: Songs,
+    labels: pa.Array | None,
+    table: _Table,
+    report: PredictionReport,
+    refuse: Callable[[str, str], object] | None,
+) -> None:
+    if len(songs) == 0:
         return
-    chosen, proba = aggregator._answers(batch.songs)
-    said = table.append(batch.songs, chosen, proba)
-    report.n_songs += len(batch.songs)
-    if batch.labels is not None:
-        _count_right(batch.labels, said, table.rows.names, report)
+    try:
+        chosen, proba = aggregator._answers(songs)
+    except SongError as error:
+        if refuse is None or error.song is None:
+            raise
+        if len(songs) == 1:
+            refuse(error.song, error.message)
+            return
+        half = len(songs) // 2
+        for part in (slice(half), slice(half, None)):
+            known = None if labels is None else labels[part]
+            _label(aggregator, songs[part], known, table, report, refuse)
+        return
+    said = table.append(songs, chosen, proba)
+    report.n_songs += len(songs)
+    if labels is not None:
+        _count_right(labels, said, table.rows.names, report)
 
 
 def _count_right(

@@ -298,8 +298,8 @@ cache._BATCH_BYTES, prediction._ROWS = 600, 5
 prediction.CacheBatches = lambda path: cache.CacheBatches(path, n_bytes=600)
 label, model, source, out = prediction._label, *sys.argv[1:4]
 
-def stop_after_some(aggregator, batch, table, report):
-    label(aggregator, batch, table, report)
+def stop_after_some(aggregator, songs, labels, table, report, refuse):
+    label(aggregator, songs, labels, table, report, refuse)
     if report.n_songs > 40:
         os.kill(os.getpid(), int(sys.argv[4]))
 
