@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from sklearn.base import clone
 from seqagg import evaluation_multilabel
 from seqagg.aggregators import make_aggregator
 from seqagg.aggregators.base import Aggregator
+from seqagg.engines import Engine
 from seqagg.errors import ParameterError, SongError
 from seqagg.evaluation import Comparison, compare, compare_scores, evaluate, holm
 from seqagg.problem import Fold, Problem, Run, pose, select_songs
@@ -73,6 +74,7 @@ def benchmark(
     command: str | None = None,
     timelines: int = 0,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> BenchmarkResult:
     """Score methods on labelled songs, and compare them with averaging.
 
@@ -107,6 +109,9 @@ def benchmark(
         Above 0 the table `BenchmarkResult.timelines` is made.
     progress : callable, optional
         Called with (fits done, fits in all, what is next), so that a command can draw a bar.
+    engine : Engine, optional
+        Who fits; this process by default. Every method and fold is a task of its own, and no
+        number depends on who does it.
 
     Returns
     -------
@@ -141,7 +146,7 @@ def benchmark(
     problem = pose(used, has_split, cv or _DEFAULT_FOLDS, seed)
     aggregators, notes = _applicable(aggregators, problem)
     shown = [m for m in _names(methods) if m in aggregators]
-    runs = _run_all(aggregators, problem, progress, keep=timelines > 0)
+    runs = _run_all(aggregators, problem, progress, engine or Engine(), keep=timelines > 0)
     comparisons = _compare_all(shown, runs, problem, seed, n_resamples)
     notes += _group_notes(problem)
     learnt = [m for m in shown if not aggregators[m].needs_class_columns]
@@ -267,33 +272,69 @@ def _applicable(
 # Runs.
 
 
+class _Task(NamedTuple):
+    name: str
+    aggregator: Aggregator  # unfitted
+    fold: int
+    keep: bool  # whether the fitted one is needed again
+
+
+class _Said(NamedTuple):
+    """What a method said of the songs of one fold."""
+
+    prediction: Ints
+    probability: Floats
+    fit_seconds: float
+    predict_seconds: float
+    fitted: Aggregator | None
+
+
 def _run_all(
     aggregators: Mapping[str, Aggregator],
     problem: Problem,
     progress: Progress | None,
+    engine: Engine,
     *,
     keep: bool,
 ) -> dict[str, Run]:
     report = progress or (lambda done, total, text: None)
-    total = len(aggregators) * len(problem.folds)
-    runs: dict[str, Run] = {}
-    for name, aggregator in aggregators.items():
-        n_songs, n_classes = len(problem.songs), len(problem.classes)
-        nowhere = np.full((n_songs, n_classes), np.nan)
-        run = Run(np.full(problem.y.shape, -1), nowhere, [], [], [])
-        for i, fold in enumerate(problem.folds):
-            where = "" if fold.number is None else f", fold {i + 1} of {len(problem.folds)}"
-            report(len(runs) * len(problem.folds) + i, total, name + where)
-            own = clone(aggregator)
-            _run_fold(name, own, problem, fold, run)
-            if keep:
-                run.fitted.append(own)
-        runs[name] = run
-    report(total, total, "done")
+    n_songs, n_classes, n_folds = len(problem.songs), len(problem.classes), len(problem.folds)
+    tasks = [_Task(m, a, i, keep) for m, a in aggregators.items() for i in range(n_folds)]
+    runs = {
+        name: Run(
+            prediction=np.full(problem.y.shape, -1),
+            probability=np.full((n_songs, n_classes), np.nan),
+            fit_seconds=[0.0] * n_folds,
+            predict_seconds=[0.0] * n_folds,
+            fitted=[],
+        )
+        for name in aggregators
+    }
+    fitted: dict[tuple[str, int], Aggregator | None] = {}
+    texts = [_text(task, problem) for task in tasks] + ["done"]
+    report(0, len(tasks), texts[0])
+    for n_done, (position, said) in enumerate(engine.run(_run_fold, problem, tasks), 1):
+        task = tasks[position]
+        run, test = runs[task.name], problem.folds[task.fold].test
+        run.prediction[test], run.probability[test] = said.prediction, said.probability
+        run.fit_seconds[task.fold] = said.fit_seconds
+        run.predict_seconds[task.fold] = said.predict_seconds
+        fitted[task.name, task.fold] = said.fitted
+        report(n_done, len(tasks), texts[n_done])
+    for name, run in runs.items():
+        in_order = (fitted[name, i] for i in range(n_folds))
+        run.fitted.extend(one for one in in_order if one is not None)
     return runs
 
 
-def _run_fold(name: str, aggregator: Aggregator, problem: Problem, fold: Fold, run: Run) -> None:
+def _text(task: _Task, problem: Problem) -> str:
+    if problem.folds[task.fold].number is None:
+        return task.name
+    return f"{task.name}, fold {task.fold + 1} of {len(problem.folds)}"
+
+
+def _run_fold(problem: Problem, task: _Task) -> _Said:
+    aggregator, fold = clone(task.aggregator), problem.folds[task.fold]
     started = time.perf_counter()
     aggregator.fit(problem.songs[fold.train], groups=_groups_apart(problem, fold))
     fitted = time.perf_counter()
@@ -301,13 +342,12 @@ def _run_fold(name: str, aggregator: Aggregator, problem: Problem, fold: Fold, r
     prediction = aggregator.predict(test)
     predicted = time.perf_counter()
     if not np.array_equal(aggregator.classes_, problem.classes):
-        raise ParameterError(f"method {name!r} has other classes than the songs")
+        raise ParameterError(f"method {task.name!r} has other classes than the songs")
     if not problem.multilabel:
         prediction = np.searchsorted(problem.classes, prediction)
-    run.prediction[fold.test] = prediction
-    run.probability[fold.test] = aggregator.predict_proba(test)
-    run.fit_seconds.append(fitted - started)
-    run.predict_seconds.append(predicted - fitted)
+    probability = aggregator.predict_proba(test)
+    kept = aggregator if task.keep else None
+    return _Said(prediction, probability, fitted - started, predicted - fitted, kept)
 
 
 def _groups_apart(problem: Problem, fold: Fold) -> Ints:

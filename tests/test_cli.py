@@ -101,7 +101,7 @@ def in_subprocess(code):
     return done.stdout.split()
 
 
-SLOW = {"torch", "sklearn", "scipy", "pyarrow", "hmmlearn", "numba", "pandas"}
+SLOW = {"ray", "torch", "sklearn", "scipy", "pyarrow", "hmmlearn", "numba", "pandas"}
 SHOW_SLOW = f"; import sys; print(*({SLOW | {'numpy', 'rich'}} & set(sys.modules)))"
 
 

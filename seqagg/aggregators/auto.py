@@ -24,6 +24,7 @@ from seqagg.aggregators.base import (
     text_array,
 )
 from seqagg.calibration import fit_mixture_weights, normalize, paired_gain, song_losses
+from seqagg.engines import engine_in_use
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import grouped_folds
 from seqagg.progress import steps
@@ -121,10 +122,11 @@ class AutoAggregator(Aggregator):
         held_out: dict[str, Floats] = {}
         names = self._names()
         with steps("auto", len(names)) as step:
-            for name in names:
-                fitted[name] = self._new(name).fit(known, labels, groups)
-                held_out[name] = self._spread(fitted[name], fitted[name]._held_out)
-                step(name)
+            candidates = [self._new(name) for name in names]
+            for i, candidate in engine_in_use().run(_fit_one, (known, labels, groups), candidates):
+                fitted[names[i]] = candidate
+                held_out[names[i]] = self._spread(candidate, candidate._held_out)
+                step(names[i])
         losses = {name: song_losses(p, y) for name, p in held_out.items()}
         self.weights_ = self._choose(names, held_out, losses, y, groups)
         self.candidates_ = {name: fitted[name] for name in self.weights_}
@@ -244,6 +246,11 @@ class AutoAggregator(Aggregator):
                 raise ModelFileError(f"candidate {name} has another number of labels per song")
             self.weights_[name] = float(arrays[f"{name}/weight"])
         self.fit_report_ = str(from_text_array(arrays["report"]))
+
+
+def _fit_one(data: tuple[Songs, Any, Ints], candidate: Aggregator) -> Aggregator:
+    songs, labels, groups = data
+    return candidate.fit(songs, labels, groups)
 
 
 def _describe(what: str, weights: Mapping[str, float], losses: Floats) -> str:

@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seqagg.commands.options import complete_methods, json_option, quiet_option, seed_option
+from seqagg.commands.options import (
+    PlaceType,
+    complete_methods,
+    engine_options,
+    json_option,
+    quiet_option,
+    seed_option,
+)
+from seqagg.places import Place
 from seqagg.terminal import print_json, show_benchmark, warn
 
 if TYPE_CHECKING:
+    from seqagg.engines import Engine
     from seqagg.results import BenchmarkResult
     from seqagg.songs import Songs
 
@@ -27,9 +36,10 @@ Examples:
   seqagg benchmark
   seqagg benchmark songs.parquet --methods mean,logodds,hmm,gru --out results
   seqagg benchmark songs.parquet --cv 10 --seed 1 --json
+  seqagg benchmark songs.parquet --methods logodds,gru,auto --engine ray --address auto
 """
 )
-@click.argument("cache", type=click.Path(path_type=Path), required=False)
+@click.argument("cache", type=PlaceType(), required=False)
 @click.option(
     "--methods",
     metavar="A,B,...",
@@ -56,15 +66,17 @@ Examples:
     metavar="N",
     help="Songs whose timelines the page shows, those first on which methods differ.",
 )
+@engine_options
 @json_option
 @quiet_option
 def benchmark(
-    cache: Path | None,
+    cache: Place | None,
     methods: str | None,
     cv: int | None,
     seed: int,
     out: Path | None,
     timelines: int,
+    engine: Engine,
     as_json: bool,
 ) -> None:
     """Compare methods on labelled songs, paired with plain averaging.
@@ -88,6 +100,7 @@ def benchmark(
             checksum=checksum,
             timelines=0 if out is None else timelines,
             progress=progress,
+            engine=engine,
         )
         if out is not None:
             _write(result, out)
@@ -99,7 +112,7 @@ def benchmark(
         show_benchmark(result, out)
 
 
-def _songs_to_compare(cache: Path | None) -> tuple[str, Songs, str]:
+def _songs_to_compare(cache: Place | None) -> tuple[str, Songs, str]:
     """Name, songs and checksum of the cache; None stands for the embedded one."""
     from importlib.resources import as_file, files
 
@@ -108,7 +121,7 @@ def _songs_to_compare(cache: Path | None) -> tuple[str, Songs, str]:
     if cache is None:
         with as_file(files("seqagg") / "data" / "tunes.parquet") as path:
             return _songs_to_compare(path)
-    resolved = cache.resolve()
+    resolved = cache.resolve() if isinstance(cache, Path) else cache
     name = resolved.name if resolved.is_dir() else resolved.stem
     return name, read_cache(cache), checksum(cache)
 

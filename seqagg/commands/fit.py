@@ -13,6 +13,7 @@ import click
 from seqagg.commands.options import (
     cache_argument,
     complete_methods,
+    engine_options,
     json_option,
     quiet_option,
     seed_option,
@@ -23,6 +24,9 @@ from seqagg.terminal import print_json, show_fit, warn
 if TYPE_CHECKING:
     from seqagg.aggregators.base import Aggregator
     from seqagg.checkpoints import Checkpoints
+    from seqagg.engines import Engine
+    from seqagg.manifest import Manifest
+    from seqagg.places import Place
     from seqagg.songs import Songs
 
 
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 Examples:
   seqagg fit songs.parquet --method logodds --out average.safetensors
   seqagg fit songs.parquet --method gru --set hidden_size=32 --out gru.safetensors
+  seqagg fit songs/ --method auto --engine ray --address auto --out auto.safetensors
   seqagg methods gru                what can be set
 """
 )
@@ -51,16 +56,27 @@ Examples:
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Model file, .safetensors."
 )
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    default=200_000,
+    show_default=True,
+    metavar="N",
+    help="Of a larger cache, about so many songs are held; hmm then learns from all of them.",
+)
 @seed_option
+@engine_options
 @json_option
 @quiet_option
 def fit(
-    cache: Path,
+    cache: Place,
     method: str,
     settings: tuple[str, ...],
     split: str | None,
     out: Path,
+    sample: int,
     seed: int,
+    engine: Engine,
     as_json: bool,
 ) -> None:
     """Fit one method to labelled songs and write it to a file.
@@ -68,22 +84,30 @@ def fit(
     Learns from the train songs where the cache has a split. Songs without a label or without a
     frame are left out. A fit that was killed or interrupted goes on where it stopped: what it has
     found out is kept in MODEL.partial until the model is written.
+
+    With --jobs or --engine, the methods that auto tries are fitted side by side, and so are the
+    files of a cache that hmm learns from part by part.
     """
-    from seqagg.cache import checksum, read_cache
+    from seqagg.cache import checksum
+    from seqagg.engines import using
     from seqagg.inspection import inspect as look
     from seqagg.model_file import check_suffix
     from seqagg.progress import is_quiet, shown, waiting
+    from seqagg.shards import find_shards
 
     check_suffix(out)
     aggregator = _configured(method, settings, seed)
     with shown(), waiting(f"read {cache.name}"):
+        manifest = find_shards(cache)
         trained_on = checksum(cache)
-        songs = read_cache(cache)
+        songs = _read(cache, manifest, sample, engine)
     chosen, name = _of_split(songs, split, "train")
     used, left_out = _learnable(chosen)
     with _resumable(out) as kept:
-        with shown():
+        with shown(), using(engine):
             aggregator.fit(used)
+            if method == "hmm" and manifest.n_songs > sample:
+                _fit_to_all(aggregator, cache, manifest, name, engine)
         aggregator.save(out, trained_on=trained_on)
     warnings = look(songs).warnings
     if kept.problem is not None:
@@ -92,6 +116,7 @@ def fit(
         "method": method,
         "model": str(out),
         "n_songs": len(used),
+        "n_songs_in_cache": manifest.n_songs,
         "split": name,
         "cache_sha256": trained_on,
         "resumed": kept.resumed,
@@ -108,6 +133,27 @@ def fit(
         return
     warn(warnings)
     show_fit(report, len(songs))
+
+
+def _read(cache: Place, manifest: Manifest, sample: int, engine: Engine) -> Songs:
+    """All songs, or so many of them."""
+    from seqagg.cache import read_cache
+
+    if manifest.n_songs <= sample:
+        return read_cache(cache)
+    from seqagg.large_fit import sample_songs
+
+    return sample_songs(cache, manifest, n_songs=sample, engine=engine)
+
+
+def _fit_to_all(
+    aggregator: Aggregator, cache: Place, manifest: Manifest, split: str | None, engine: Engine
+) -> None:
+    from seqagg.aggregators.hmm import HMMAggregator
+    from seqagg.large_fit import fit_hmm_to_all
+
+    assert isinstance(aggregator, HMMAggregator)
+    fit_hmm_to_all(aggregator, cache, manifest, split=split, engine=engine)
 
 
 @contextmanager
