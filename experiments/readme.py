@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from experiments import big_table, digits, embedded, end_to_end, known_limit, leak, learning_curve
 from experiments.runs import AVERAGING, METHODS, RESULTS, first_line
+from experiments.scale import __main__ as scale
 from experiments.tables import Results, interval, points
 from seqagg.files import atomic_write
 
@@ -336,6 +337,41 @@ def _ratios(ways: Mapping[str, Metrics]) -> str:
     )
 
 
+def scale_table(folder: Path) -> list[str]:
+    """Engines by rows, what a song takes, for the largest number of songs of each method."""
+    path = folder / f"{scale.NAME}.parquet"
+    if not path.exists():
+        return []
+    table = pq.read_table(path)
+    found: dict[tuple[str, str, int], dict[str, float]] = {}
+    for row in table.to_pylist():
+        if row["engine"] and row["method"]:
+            key = row["method"], row["engine"], row["songs"]
+            found.setdefault(key, {})[row["metric"]] = row["value"]
+    most = {method: max(n for m, _, n in found if m == method) for method, _, _ in found}
+    header = ["", "songs", "songs a second", "processor, µs a song", "start, s", "MB held"]
+    lines = [
+        [
+            f"`{method}`, {scale.ENGINES[engine]}",
+            f"{n:,}",
+            f"{row['songs_per_second']:,.0f}",
+            f"{1e6 * row['cpu_seconds'] / n:,.1f}",
+            f"{row['start_seconds']:.1f}",
+            f"{row['bytes_resident'] / 1e6:,.0f}",
+        ]
+        for (method, engine, n), row in found.items()
+        if n == most[method]
+    ]
+    about = json.loads(table.schema.metadata[b"seqagg"])["about"]
+    machine = about["machine"]
+    note = (
+        f"{machine['processor']}, {machine['cores']} cores with a load of {about['load']:.0f}, "
+        f"{about['date'][:10]}. MB are the most that a worker held, libraries included."
+    )
+    told = [f"- {line.strip()}" for line in about["answer"].splitlines()]
+    return [*markdown(header, lines), "", note, "", *told]
+
+
 TABLES: dict[str, Callable[[Path], list[str]]] = {
     "embedded": embedded_table,
     "big-table": big_table_table,
@@ -345,6 +381,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "end-to-end": end_to_end_table,
     "digits": digits_table,
     "speed": speed_table,
+    "scale": scale_table,
 }
 """Name of a table -> its lines, from the folder of results."""
 

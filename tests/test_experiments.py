@@ -31,6 +31,7 @@ from experiments import (
 )
 from experiments.caches import Cache, find_caches
 from experiments.pictures import cliques, draw_ranks
+from experiments.scale import __main__ as scale_main
 from experiments.tables import Outcome, Results, compare_runs
 from experiments.tunes import stages
 from experiments.tunes.store import load_json, save_json
@@ -608,8 +609,9 @@ def test_embedded_songs_that_are_not_there_are_one_line(monkeypatch):
 # The README.
 
 
-def test_readme_agrees_with_the_results(capsys):
-    readme.main(["--check"])
+@pytest.mark.parametrize("page", ["README.md", "experiments/scale/README.md"])
+def test_readme_agrees_with_the_results(page, capsys):
+    readme.main(["--check", "--readme", str(readme.README.parent / page)])
     assert said(capsys) == ["README and results agree"]
 
 
@@ -689,3 +691,44 @@ def test_big_table_and_learning_curve_in_the_readme(data, tmp_path):
 def test_every_script_asks_a_question_in_its_first_line():
     for script in (big_table, digits, embedded, known_limit, leak, learning_curve, readme):
         assert runs.first_line(script.__doc__).endswith("?"), script.__name__
+
+
+class TestScale:
+    def test_it_measures_what_its_plan_is_made_of(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """In one process: that others do the same is tested elsewhere."""
+        monkeypatch.setattr(scale_main, "_has_ray", lambda: False)
+        monkeypatch.setattr(scale_main, "WORKERS", 1)
+        scale_main.main(["--quick", "--out", str(tmp_path)])
+        found = rows_of(tmp_path / "scale.parquet")
+        done = [r for r in found if r["metric"] == "songs_per_second"]
+        assert {(r["engine"], r["method"], r["songs"]) for r in done} == {
+            (engine, method, n)
+            for engine in ("loop", "processes")
+            for method in ("logodds", "gru")
+            for n in (300, 600)
+        }
+        assert all(row["value"] > 0 for row in done)
+        assert "per million songs" in capsys.readouterr().out
+        lines = readme.scale_table(tmp_path)
+        shown = [line for line in lines if "| 600 |" in line]
+        assert len(shown) == 4
+        assert "`gru`, one process" in "".join(shown)
+
+    def test_costs_are_those_of_the_largest_number_of_songs(self) -> None:
+        """3.6 ms of a core and as much of its network, for a song of 281,250 bytes."""
+        small = [("ray", "gru", 10, None, "cpu_seconds", 99.0)]
+        large = [
+            ("ray", "gru", 1000, None, "cpu_seconds", 3.6),
+            ("ray", "gru", 1000, None, "bytes_out", 81.25e6),
+            (None, None, 1000, None, "bytes_in", 200e6),
+            ("ray", None, None, 1, "tasks_per_second", 100.0),
+            ("ray", None, None, 8, "tasks_per_second", 50.0),
+        ]
+        found = scale_main.cost([*small, *large], "gru")
+        assert_allclose(found["songs_per_core_second"], 1000 / 3.6)
+        assert_allclose(found["network_share"], 0.5)
+        assert_allclose(found["core_hours"], 2 * 0.0036 * 1e8 / 3600)
+        assert_allclose(found["dollars_per_million"], 2 * 0.04)
+        assert_allclose(found["head_songs_per_second"], 2.5e6)

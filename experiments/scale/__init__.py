@@ -1,0 +1,1 @@
+"""What a hundred million songs cost: throughput, memory, scheduling, and a price from them."""
