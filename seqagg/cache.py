@@ -33,7 +33,7 @@ from seqagg.files import atomic_write
 from seqagg.logodds import Kind, Task
 from seqagg.manifest import NAME as MANIFEST
 from seqagg.manifest import read_manifest
-from seqagg.places import Place, place_of
+from seqagg.places import Place, place_of, size_of
 from seqagg.songs import Songs
 
 VERSION = 1
@@ -46,6 +46,9 @@ _ROW_GROUP_BYTES = 64 * 2**20
 
 _BATCH_BYTES = 16 * 2**20
 """Scores that are read at a time: few enough to stay in a processor's cache until they are used."""
+
+_MOST_PACKED = 64
+"""How many times smaller scores are when packed, at most; more is taken as it comes."""
 
 _MAPPED_BYTES = 16 * _BATCH_BYTES
 """What of a memory-mapped file is used before its pages are given back."""
@@ -563,11 +566,12 @@ def _read_parquet(path: Place) -> tuple[Songs, dict[str, pa.Array | None]]:
     parts: list[Songs] = []
     texts: list[dict[str, pa.Array | None]] = []
     with _reading(path):
-        flat = np.empty(_n_scores(path), dtype=np.float32)
+        flat = np.empty(_expected_scores(path), dtype=np.float32)
         end = 0
         for piece in _read_tables(path, _BATCH_BYTES):
             songs, text = _to_songs(path, piece, header)
             start, end = end, end + songs.values.size
+            flat = _with_room(flat, end)
             flat[start:end] = songs.values.reshape(-1)
             parts.append(songs._with(values=songs.values[:0]))
             texts.append(text)
@@ -592,11 +596,26 @@ def _read_parquet(path: Place) -> tuple[Songs, dict[str, pa.Array | None]]:
         raise CacheError(error.message, file=path, song=error.song, column=error.column) from None
 
 
-def _n_scores(path: Place) -> int:
-    """Scores in a Parquet file; a song without any counts as one."""
+def _expected_scores(path: Place) -> int:
+    """About as many scores as a Parquet file holds, or a few more.
+
+    By the row groups alone: pyarrow ends the whole process over the metadata of a column that are
+    damaged in some ways. What a file says of itself may be a lie, so its size counts too.
+    """
     with open_parquet(path) as file:
         metadata = file.metadata
-    return sum(c.num_values for c in _leaves(metadata) if c.path_in_schema.startswith("scores."))
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    n_bytes = sum(max(group.total_byte_size, 0) for group in groups)
+    return min(n_bytes, _MOST_PACKED * size_of(path)) // 4
+
+
+def _with_room(flat: npt.NDArray[np.float32], n: int) -> npt.NDArray[np.float32]:
+    """The same array, or a larger copy, in which there is room for so many scores."""
+    if n <= len(flat):
+        return flat
+    larger = np.empty(max(n, 2 * len(flat)), dtype=np.float32)
+    larger[: len(flat)] = flat
+    return larger
 
 
 def _leaves(metadata: Any) -> list[Any]:

@@ -11,6 +11,7 @@ checksum tells damage, not malice; whoever reads a header must still check what 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -113,8 +114,9 @@ def check_suffix(path: str | os.PathLike[str]) -> None:
         raise ModelFileError(f"a model file ends in {SUFFIX}", file=path)
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """Versions of what fitted a model, for whoever must find out why an answer changed."""
+    """Versions of what fits models here, for whoever must find out why an answer changed."""
     found = {"python": platform.python_version()}
     for name in ("seqagg", "numpy", "scipy", "scikit-learn", "hmmlearn", "torch"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

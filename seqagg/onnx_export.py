@@ -272,7 +272,9 @@ def _log_likelihoods(g: Graph, model: Any, songs: Batch) -> str:
 def _log_density(g: Graph, model: Any, models: list[Any], s: int, frame: str) -> str:
     """Log density of a frame (b, c) under all states (b, m, s)."""
     n, c = len(models), model.n_features_in_
-    white = g("MatMul", g("Sub", frame, model._whitening.center), model._whitening.basis)
+    whitening = model._whitening
+    how = "MatMul" if whitening.basis.ndim == 2 else "Mul"  # of many columns, each by itself
+    white = g(how, g("Sub", frame, whitening.center), whitening.basis)
     means, roots = np.zeros((n, s, c)), np.zeros((n, s, *models[0].covars.shape[1:]))
     constant = np.zeros((1, n, s))
     for i, m in enumerate(models):

@@ -139,6 +139,13 @@ class TestLossless:
         assert read_cache(tmp_path / f"c.{suffix}").ids.tolist() == ["0"]
 
     @formats
+    def test_scores_that_pack_to_next_to_nothing(self, tmp_path: Path, suffix: str) -> None:
+        """A reader that goes by the size of the file, or by what it says, makes too little room."""
+        songs = Songs(np.zeros((60_000, 8)), [0, 30_000, 60_000], columns=[*"abcdefgh"])
+        write_cache(songs, tmp_path / f"c.{suffix}")
+        assert_same_songs(read_cache(tmp_path / f"c.{suffix}"), songs)
+
+    @formats
     def test_a_part_of_songs(self, tmp_path: Path, suffix: str) -> None:
         part = six_songs()[[4, 1, 2]]
         write_cache(part, tmp_path / f"c.{suffix}")

@@ -174,6 +174,16 @@ def test_equal_votes_and_divided_frames() -> None:
     assert_allclose(run(session_of(model), songs), model.predict_proba(songs), atol=1e-6)
 
 
+def test_columns_too_many_to_be_rotated() -> None:
+    rng = np.random.default_rng(0)
+    songs = [rng.normal(i % 2, 1.0, (5, 300)).astype(np.float32) for i in range(12)]
+    model = seqagg.HMMAggregator(
+        n_states=1, covariance_type="diag", topology="ergodic", n_folds=2
+    ).fit(songs, [i % 2 for i in range(12)])
+    model = weigh_everything(model)
+    assert_allclose(run(session_of(model), songs), model.predict_proba(songs), atol=1e-6)
+
+
 def test_one_class() -> None:
     songs = mixed_songs(10)
     model = seqagg.MajorityVote().fit([a[:, :1] for a in songs], [0] * 10)
