@@ -606,7 +606,7 @@ def _expected_scores(path: Place) -> int:
         metadata = file.metadata
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
     n_bytes = sum(max(group.total_byte_size, 0) for group in groups)
-    return min(n_bytes, _MOST_PACKED * size_of(path)) // 4
+    return int(min(n_bytes, _MOST_PACKED * size_of(path)) // 4)
 
 
 def _with_room(flat: npt.NDArray[np.float32], n: int) -> npt.NDArray[np.float32]:
