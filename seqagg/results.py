@@ -238,28 +238,33 @@ def read_results(folder: str | os.PathLike[str]) -> BenchmarkResult:
     ResultsError
         Names the file that is missing, damaged or not of this kind.
     """
-    results = _read_table(Path(folder) / "results.parquet", RESULTS.names)
+    place = Path(folder)
+    results = _read_table(place / "results.parquet", RESULTS)
     about = json.loads(results.schema.metadata[METADATA_KEY])
-    names = predictions_schema(multilabel=False).names
-    predictions = _read_table(Path(folder) / "predictions.parquet", names, results)
-    told = Path(folder) / "timelines.parquet"
-    found = BenchmarkResult(
-        results=results,
-        predictions=predictions,
-        comparisons=(),
-        classes=tuple(about["classes"]),
-        left_out={why: tuple(songs["first"]) for why, songs in about["left_out"].items()},
-        notes=tuple(about["notes"]),
-        timelines=_read_table(told, TIMELINES, results) if told.exists() else None,
-    )
+    several = about["task"] == "multilabel"
+    predictions = _read_table(place / "predictions.parquet", predictions_schema(several), results)
+    told = place / "timelines.parquet"
     try:
+        found = BenchmarkResult(
+            results=results,
+            predictions=predictions,
+            comparisons=(),
+            classes=tuple(about["classes"]),
+            left_out={why: tuple(songs["first"]) for why, songs in about["left_out"].items()},
+            notes=tuple(about["notes"]),
+            timelines=_read_table(told, TIMELINES, results) if told.exists() else None,
+        )
         return replace(found, comparisons=tuple(_read_comparisons(found, about)))
-    except KeyError as error:
-        what = f"is no table of a benchmark: {error} is missing"
-        raise ResultsError(what, file=Path(folder) / "results.parquet") from None
+    except ResultsError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        what = f"is no table of a benchmark: {type(error).__name__}: {error}"
+        raise ResultsError(what, file=place / "results.parquet") from None
 
 
-def _read_table(path: Path, columns: Sequence[str], beside: pa.Table | None = None) -> pa.Table:
+def _read_table(
+    path: Path, columns: Sequence[str] | pa.Schema, beside: pa.Table | None = None
+) -> pa.Table:
     """Table of a benchmark with these columns and its provenance, that of the one beside it."""
     try:
         found = pq.read_table(path, page_checksum_verification=True)
@@ -268,11 +273,19 @@ def _read_table(path: Path, columns: Sequence[str], beside: pa.Table | None = No
         raise ResultsError("no such file; 'seqagg benchmark --out' writes it", file=path) from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ResultsError(f"cannot be read: {error}", file=path) from None
-    missing = [name for name in columns if name not in found.column_names]
+    if not isinstance(about, dict):
+        raise ResultsError("is no table of a benchmark: its provenance is no object", file=path)
+    schema = columns if isinstance(columns, pa.Schema) else pa.schema([])
+    missing = [name for name in schema.names or columns if name not in found.column_names]
     missing += [name for name in _ASKED if name not in about]
     if missing or found.num_rows == 0:
         what = f"{missing[0]} is missing" if missing else "it has no row"
         raise ResultsError(f"is no table of a benchmark: {what}", file=path)
+    for field in schema:
+        kinds = [other.type for other in found.schema if other.name == field.name]
+        if kinds != [field.type]:
+            what = f"is no table of a benchmark: holds {', '.join(map(str, kinds))}"
+            raise ResultsError(what, file=path, column=field.name)
     if beside is not None and found.schema.metadata != beside.schema.metadata:
         raise ResultsError("is of another benchmark than results.parquet", file=path)
     return found

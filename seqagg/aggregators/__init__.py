@@ -244,7 +244,8 @@ def _check_answers(aggregator: Aggregator, loaded: Aggregator) -> None:
 
 def _check_finite(loaded: Aggregator) -> None:
     """Refuse numbers that are finite each by itself, and drive an answer to infinity."""
-    probe = Songs(np.tile([[-3.0], [3.0]], loaded.n_features_in_), [0, 2])
+    frames = [[-3.0], [3.0], [30.0], [-1e4], [1e4], [-3e38], [3e38]]
+    probe = Songs(np.tile(frames, loaded.n_features_in_), [0, 2, 3, 4, 5, 6, 7])
     try:
         finite = np.isfinite(loaded.predict_log_proba(probe)).all()
     except _ODD as error:
@@ -327,7 +328,9 @@ def _unfitted(method: str, parameters: dict[str, Any]) -> Aggregator:
 
 def _read_classes(plain: dict[str, Any]) -> npt.NDArray[Any]:
     dtype, values = plain.get("dtype"), plain.get("values")
-    if dtype not in _CLASS_TYPES or not isinstance(values, list) or not values:
+    if not isinstance(dtype, str) or dtype not in _CLASS_TYPES:
+        _refuse("the classes cannot be read")
+    if not isinstance(values, list) or not values:
         _refuse("the classes cannot be read")
     if not all(type(value) is _CLASS_TYPES[dtype] for value in values):
         _refuse(f"not every class is of type {dtype}")

@@ -42,6 +42,8 @@ def _members(h5py: Any, store: Any, file: File) -> dict[str, arrays.Member]:
 
     def add(name: str, item: Any) -> None:  # visits no soft and no external links
         nonlocal n_bytes
+        if not isinstance(name, str):
+            raise SourceError(f"a name in it is no UTF-8: {name!r}", file=file.path)
         if isinstance(item, h5py.Dataset):
             found[name] = _Dataset(h5py, item, name, file)
             n_bytes += item.nbytes

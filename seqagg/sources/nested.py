@@ -62,9 +62,14 @@ def read_nested(table: Table, options: Options, file: File | None = None) -> Ite
 
 
 def _width(scores: pa.ChunkedArray) -> int:
-    """Number of columns, by the type or the first frame."""
-    kind = scores.type.value_type if hasattr(scores.type, "value_type") else pa.null()
+    """Number of columns, by the type or the first frame; 1 for what is not even a list."""
+    if not (pa.types.is_list(scores.type) or pa.types.is_large_list(scores.type)):
+        return 1
+    kind = scores.type.value_type
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
-    frames = scores.drop_null().chunk(0).flatten() if len(scores) else pa.array([])
-    return int(pc.list_value_length(frames[:1])[0].as_py()) if len(frames) else 1
+    frames = [chunk.flatten().drop_null() for chunk in scores.chunks]
+    first = next((f for f in frames if len(f)), None)
+    if first is None or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return 1
+    return int(pc.list_value_length(first[:1])[0].as_py())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -115,7 +116,7 @@ class NpyMember:
                 self._begin = stream.tell()
         except KeyError:
             raise self._wrong("is of a version of the format that is not known") from None
-        except (ValueError, OSError, EOFError) as error:
+        except (ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError) as error:
             raise self._wrong(f"is no NumPy array: {error}") from None
         arrays.check_dtype(self.dtype, name, file)
         n_bytes = math.prod(self.shape) * self.dtype.itemsize

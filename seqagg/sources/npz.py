@@ -32,7 +32,7 @@ def read(files: Sequence[File], options: Options, notes: list[str]) -> Iterator[
 
 
 def _members(archive: zipfile.ZipFile, file: File) -> dict[str, arrays.Member]:
-    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    entries = [entry for entry in archive.infolist() if not entry.filename.endswith("/")]
     check_unpacked(sum(entry.file_size for entry in entries), file.path)
     members: dict[str, arrays.Member] = {}
     for entry in entries:
