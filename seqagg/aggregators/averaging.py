@@ -13,10 +13,11 @@ from abc import abstractmethod
 from typing import ClassVar
 
 import numpy as np
-from scipy.special import expit, log_expit
+from scipy.special import expit
 
 from seqagg.aggregators.base import Aggregator, Floats, Ints, OnEmpty
 from seqagg.averages import Averages, RunningAverages, WholeSongs
+from seqagg.calibration import log_expit
 from seqagg.songs import Songs
 from seqagg.streaming import Memory
 
@@ -179,7 +180,7 @@ class MeanLogOdds(_Average):
     def _rule(self, averages: Averages) -> Floats:
         mean = averages["log_odds"]
         # The log keeps apart what the logistic function rounds to 1.
-        return mean if self.multilabel_ else np.asarray(log_expit(mean))
+        return mean if self.multilabel_ else log_expit(mean)
 
 
 def _log(share: Floats) -> Floats:
