@@ -18,6 +18,7 @@ from __future__ import annotations
 from math import gcd
 from typing import Any
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -102,7 +103,7 @@ def _fixed(array: Array) -> Array:
 
 
 def _width(n_columns: int) -> int:
-    """Accumulators for a song: a power of two times the number of columns."""
+    """Accumulators for a long song: a power of two times the number of columns."""
     frames = 1 if n_columns >= _WIDE else _LANES // gcd(_LANES, n_columns)
     while frames * n_columns < 2 * _LANES:
         frames *= 2
@@ -123,17 +124,20 @@ def _fold(wide, width, n_columns):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _sum(flat, offsets, width, mean, out):  # type: ignore[no-untyped-def]
+def _sum(flat, offsets, most, mean, out):  # type: ignore[no-untyped-def]
     """Sums, or means if `mean`."""
     n_columns = out.shape[1]
-    wide = np.empty(width)
+    wide = np.empty(most)
     for i in range(len(out)):
         song = flat[offsets[i] * n_columns : offsets[i + 1] * n_columns]
+        width = most  # to fold many accumulators costs a short song more than they save
+        while width > n_columns and len(song) < 4 * width:
+            width //= 2
         at = min(width, len(song))
         head = song[:at]
         for j in range(len(head)):
             wide[j] = head[j]
-        wide[at:] = 0.0
+        wide[at:width] = 0.0
         while at + 2 * width <= len(song):  # in pairs, which halves the traffic with `wide`
             first, second = song[at : at + width], song[at + width : at + 2 * width]
             for j in range(width):
@@ -171,6 +175,15 @@ def _max(flat, offsets, width, out):  # type: ignore[no-untyped-def]
                 row[k] = x if (x > row[k]) | (x != x) else row[k]
 
 
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})
+def _highest(part):  # type: ignore[no-untyped-def]
+    """Largest of some numbers; anything, if one is NaN."""
+    top = part[0]
+    for k in range(1, len(part)):
+        top = part[k] if part[k] > top else top
+    return top
+
+
 @jit
 def _votes(flat, offsets, out):  # type: ignore[no-untyped-def]
     n_columns = out.shape[1]
@@ -178,16 +191,15 @@ def _votes(flat, offsets, out):  # type: ignore[no-untyped-def]
         row = out[i]
         for frame in range(offsets[i], offsets[i + 1]):
             part = flat[frame * n_columns : (frame + 1) * n_columns]
-            top = part[0]
-            for k in range(1, n_columns):
-                x = part[k]
-                top = x if (x > top) | (x != x) else top
-            ties = 0
+            top, ties, missing = _highest(part), 0, 0
             for k in range(n_columns):
                 ties += part[k] == top
-            share = 1 / ties if ties > 0 else np.nan
-            for k in range(n_columns):
-                row[k] += share if (part[k] == top) | (ties == 0) else 0.0
+                missing += part[k] != part[k]
+            if missing > 0:
+                row[:] = np.nan
+            else:
+                for k in range(n_columns):
+                    row[k] += 1 / ties if part[k] == top else 0.0
 
 
 @jit
