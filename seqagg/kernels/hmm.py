@@ -287,7 +287,8 @@ def posteriors(frames: Floats, offsets: Ints, model: GaussianParameters) -> Floa
     center = frames.mean(axis=0)
     rows = _rows([model], center, _DOUBLE)
     out = np.empty((len(frames), model.n_states))
-    for pack in _packs(offsets):
+    # In one window, the first, of which posteriors are kept.
+    for pack in pack_songs(offsets[:-1], np.diff(offsets), _SONGS, len(frames)):
         x = _gathered(pack, frames, center)
         _, states, lost = _both_ways(pack, x, rows, center)
         for place, first in enumerate(pack.first):
@@ -332,15 +333,16 @@ def _both_ways(
     Returns
     -------
     expectations : Expectations
-    posteriors : ndarray of shape (n_states, n_columns)
+    posteriors : ndarray of shape (n_states, columns of the first window)
     lost : ndarray of bool, shape (n_songs,)
     """
     places = (pack.starts, pack.windows, pack.widest)
     total, product, lost, *found = run_forward(x, *places, rows, True)
-    transitions, moments = run_backward(x, *places, rows, lost, *found)
-    likelihood, states = (total + np.log(product))[~lost].sum(), found[1]
+    flat, transitions, moments = run_backward(x, *places, rows, lost, *found)
+    n_states, n = len(rows.startprob), pack.starts[pack.windows[1]]
+    states = flat[: n_states * n].reshape(n_states, n)
     start = states[:, : len(pack.songs)].sum(axis=1)
-    transitions *= rows.transmat
+    likelihood = (total + np.log(product))[~lost].sum()
     return Expectations(float(likelihood), start, transitions, moments, center), states, lost[0]
 
 

@@ -90,10 +90,10 @@ def run_forward(x, starts, windows, n_most, rows, keep):  # type: ignore[no-unty
 def run_backward(x, starts, windows, n_most, rows, lost, densities, shares, inverse):  # type: ignore[no-untyped-def]
     """Run one model backward, after `run_forward`. Songs that are lost add nothing.
 
-    `shares` are overwritten by posteriors.
-
     Returns
     -------
+    posteriors : ndarray of shape (n_states * columns of the first window,)
+        Of the first window, a row per state. (There is more behind it.)
     transitions : ndarray of shape (n_states, n_states)
     moments : ndarray of shape (n_states, n_monomials)
     """
@@ -130,8 +130,7 @@ def run_backward(x, starts, windows, n_most, rows, lost, densities, shares, inve
         _fill_monomials(x, starts[begin], rows.full, monomials)
         np.dot(states, monomials.T, some_moments)
         _add(some_moments, moments)
-        _put(states, starts[begin], shares)
-    return transitions, moments
+    return flat_states, transitions * rows.transmat, moments
 
 
 @jit_fused
