@@ -34,7 +34,7 @@ CONTESTS = ("segments", "hmm", "hmm_fit", "gru", "files")
 ROUNDS, QUICK_ROUNDS = 7, 1
 """Most rounds of a contest."""
 
-BUDGETS = {"segments": 3.0, "hmm": 6.0, "hmm_fit": 5.0, "gru": 8.0, "files": 15.0}
+BUDGETS = {"segments": 4.0, "hmm": 9.0, "hmm_fit": 9.0, "gru": 10.0, "files": 25.0}
 """Seconds after which no round of a contest begins."""
 
 QUICK_BUDGET = 1.0

@@ -4,6 +4,7 @@ Contest "files": ``seqagg predict`` with the mean of log-odds, from the command 
 labels, against a process that reads the same file with pyarrow and does nothing else. Whole
 processes, as a user starts them, with as many threads as each starts by itself; the file has been
 read before, so that it comes from memory. "starting Python" imports what `predict` imports.
+Contest "start": how long it takes until Python has seqagg, and the command line its help.
 """  # noqa: D400
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from experiments.speed.contest import Array, Contest, Sizes, Way, no_comparison
 from seqagg import MeanLogOdds, Songs, write_cache
 
-SHAPE = (200_000, 30, 10)
+SHAPE = (1_000_000, 30, 10)
 QUICK_SHAPE = (50, 3, 3)
 """Songs, frames and columns."""
 
@@ -31,8 +32,14 @@ READERS = {
 START = "import seqagg.prediction, seqagg.aggregators.averaging, rich.progress"
 
 
+STARTS = {"import": ["-c", "import seqagg"], "help": ["-m", "seqagg", "--help"]}
+
+
 def contests(quick: bool) -> Iterator[Contest]:
-    """One for each kind of file."""
+    """Starting, then labelling each kind of file."""
+    for setting, arguments in STARTS.items():
+        ways = [_way("seqagg", arguments), _way("starting Python", ["-c", "pass"], limit=True)]
+        yield Contest("start", setting, Sizes(), ways, compare=no_comparison)
     songs, frames, columns = QUICK_SHAPE if quick else SHAPE
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -45,7 +52,7 @@ def contests(quick: bool) -> Iterator[Contest]:
             out = folder / f"labels.{kind}.parquet"
             predict = ["-m", "seqagg", "predict", str(model), str(path), "--out", str(out)]
             ways = [
-                _way("seqagg predict", predict),
+                _way("seqagg", predict),
                 _way("reading with pyarrow", ["-c", reader.format(str(path))], limit=True),
                 _way("starting Python", ["-c", START], limit=True),
             ]

@@ -32,11 +32,11 @@ LENGTHS = (20, 200)
 
 COVARIANCES = ("diag", "full")
 
-SHAPES = ((1_000, 3), (1_000, 8), (1_000, 16), (10_000, 3), (10_000, 8))
+SHAPES = ((1_000, 3), (1_000, 8), (10_000, 3), (10_000, 8))
 QUICK_SHAPES = ((6, 2),)
 """Songs and states."""
 
-_FEW, _SOME = 50, 1_000
+_FEW, _SOME = 30, 500
 """Songs that are scored one by one, and in bulk."""
 
 _PADDED = 250

@@ -9,6 +9,7 @@ contest does not have are null; ``frames`` is per song.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -98,7 +99,7 @@ def _time(seconds: float) -> str:
 
 
 def answer(found: Sequence[Measured]) -> str:
-    """What was found, in a sentence: the fastest rival of each contest."""
+    """What was found, in words: the fastest rival of each contest, and how times grow."""
     ratios: dict[str, list[float]] = {}
     for own in found:
         if rivals := own.rivals():
@@ -106,7 +107,33 @@ def answer(found: Sequence[Measured]) -> str:
     parts = [f"{name} {_range(values)}" for name, values in ratios.items()]
     if not parts:
         return "There is no other way to compare with."
-    return f"The fastest other way took, in units of seqagg's time: {', '.join(parts)}."
+    told = f"The fastest other way took, in units of seqagg's time: {', '.join(parts)}."
+    grown = [f"{name} {_range(values)}" for name, values in growth(found).items()]
+    if not grown:
+        return told
+    return (
+        f"{told} A frame of the most songs took, in units of one of the fewest: {', '.join(grown)}."
+    )
+
+
+def growth(found: Sequence[Measured]) -> dict[str, list[float]]:
+    """For each contest, seqagg's time per frame of the most songs over that of the fewest.
+
+    Compared are contests that differ in songs alone; their frames need not agree to the last one.
+    """
+    costs: dict[tuple[Any, ...], list[tuple[int, float]]] = {}
+    for own in found:
+        setting, sizes = (own.contest.name, own.contest.setting), own.contest.sizes
+        if sizes.songs and sizes.frames:
+            key = (*setting, round(math.log2(sizes.frames)), sizes.columns, sizes.states)
+            seconds = own.metrics[own.contest.ways[0].name]["seconds"]
+            cost = seconds / (sizes.songs * sizes.frames)
+            costs.setdefault(key, []).append((sizes.songs, cost))
+    ratios: dict[str, list[float]] = {}
+    for key, of_songs in costs.items():
+        if len(of_songs) > 1:
+            ratios.setdefault(key[0], []).append(max(of_songs)[1] / min(of_songs)[1])
+    return ratios
 
 
 def _range(ratios: Sequence[float]) -> str:
