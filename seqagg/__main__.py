@@ -1,17 +1,39 @@
 """``python -m seqagg`` is ``seqagg``: the command line as a process of its own."""
 
+from __future__ import annotations
+
 import gc
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 from seqagg.cli import main
 
 
+class _Later(ModuleType):
+    """A module that is imported once somebody asks for something in it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), name)
+
+
+def import_later(name: str) -> None:
+    """Have a module imported when something in it is used, instead of when it is imported."""
+    if name not in sys.modules:
+        sys.modules[name] = _Later(name)
+
+
 def run() -> None:
-    """Run the command line, and look for garbage seldom.
+    """Run the command line, start it fast and look for garbage seldom.
 
     What is imported stays. To look for garbage among it while it comes, and once more when Python
     ends, takes a third of the time of a short command.
     """
     gc.set_threshold(20_000, 50)
+    import_later("scipy.stats")  # scikit-learn imports it, which takes longer than all the rest
     try:
         main(prog_name="seqagg")
     finally:

@@ -28,7 +28,7 @@ from seqagg.errors import ParameterError, SongError
 from seqagg.places import Place, place_of, writing
 from seqagg.progress import counted
 from seqagg.songs import Songs
-from seqagg.threads import ahead
+from seqagg.threads import ahead, behind
 
 if TYPE_CHECKING:
     from seqagg.aggregators.base import Aggregator
@@ -147,7 +147,8 @@ def write_labels(
     """
     report.multilabel = aggregator.multilabel_
     table = _Table(path, aggregator)
-    with table.writer:
+    # Closed last: the thread that writes has ended then.
+    with table.writer, behind(table.writer.write_table) as table.write:
         for songs, labels in batches:
             _label(aggregator, songs, labels, table, report, refuse)
         table.flush()
@@ -311,6 +312,7 @@ class _Table:
         self._csv = path.suffix == ".csv"
         self.rows = _Rows(aggregator, joined=self._csv)
         self.writer = self._open(path)
+        self.write: Callable[[pa.Table], object] = self.writer.write_table
         self._waiting: list[pa.RecordBatch] = []
 
     def _open(self, path: Path) -> Any:
@@ -338,5 +340,5 @@ class _Table:
     def flush(self) -> None:
         """Write what was added."""
         if self._waiting:
-            self.writer.write_table(pa.Table.from_batches(self._waiting))
+            self.write(pa.Table.from_batches(self._waiting))
             self._waiting = []

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -52,6 +52,30 @@ def ahead(items: Iterable[T], n: int) -> Iterator[Iterator[T]]:
 
     try:
         yield in_turn()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def behind(do: Callable[[T], object]) -> Iterator[Callable[[T], None]]:
+    """Do something with items in a thread of its own, while the next is made.
+
+    One item waits at most. What goes wrong is raised where the next is handed over, or at the end
+    of the block.
+    """
+    pool = ThreadPoolExecutor(1)
+    last: Future[object] | None = None
+
+    def hand_over(item: T) -> None:
+        nonlocal last
+        if last is not None:
+            last.result()
+        last = pool.submit(do, item)
+
+    try:
+        yield hand_over
+        if last is not None:
+            last.result()
     finally:
         pool.shutdown(cancel_futures=True)
 

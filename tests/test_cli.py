@@ -113,6 +113,16 @@ def test_the_commands_import_nothing_slow_until_they_run():
     assert in_subprocess("import seqagg.cli" + SHOW_SLOW) == []
 
 
+def test_a_command_has_scipy_stats_once_it_is_used():
+    code = (
+        "from seqagg.__main__ import import_later; import_later('scipy.stats'); import sys, sklearn"
+        ".utils; held = 'scipy.stats._stats_py' in sys.modules; from scipy.stats import norm;"
+        "import scipy.stats; print(held, scipy.stats.norm is norm, norm.cdf(0),"
+        "'scipy.stats._stats_py' in sys.modules)"
+    )
+    assert in_subprocess(code) == ["False", "True", "0.5", "True"]
+
+
 def test_reading_a_cache_needs_neither_torch_nor_scikit_learn(cache):
     code = f"import seqagg; seqagg.read_cache({str(cache)!r})" + SHOW_SLOW
     assert not {"torch", "sklearn", "hmmlearn", "numba"} & set(in_subprocess(code))

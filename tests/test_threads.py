@@ -13,7 +13,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from seqagg.threads import ahead, one_thread_each, side_by_side
+from seqagg.threads import ahead, behind, one_thread_each, side_by_side
 
 
 def pools() -> set[int]:
@@ -157,3 +157,46 @@ def test_ahead_lets_an_error_of_the_block_through():
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
+
+
+def test_behind_does_all_items_in_turn_in_another_thread():
+    done = []
+    with behind(lambda i: done.append((i, threading.current_thread()))) as hand_over:
+        for i in range(10):
+            hand_over(i)
+            assert len(done) >= i, "one waits at most"
+    items, threads = zip(*done, strict=True)
+    assert list(items) == list(range(10))
+    assert threading.current_thread() not in threads
+    assert not any(thread.is_alive() for thread in threads)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_behind_raises_an_error_at_the_next_item_or_the_end(n):
+    def refuse(item: int) -> None:
+        raise KeyError(item)
+
+    handed = []
+
+    def all_items() -> None:
+        with behind(refuse) as hand_over:
+            for i in range(n):
+                hand_over(i)
+                handed.append(i)
+
+    with pytest.raises(KeyError, match="0"):
+        all_items()
+    assert handed == [0]
+
+
+def test_behind_lets_an_error_of_the_block_through():
+    done = []
+
+    def interrupted() -> None:
+        with behind(done.append) as hand_over:
+            hand_over(1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert done in ([], [1]), "what has not begun is left"
