@@ -4,9 +4,10 @@ Contest "hmm EM": iterations of EM from the same start, without a stopping rule,
 class, against hmmlearn's two implementations; the answers are the log likelihoods before each
 iteration. Contest "hmm fit": everything that makes one HMM per class, `HMMAggregator` with one
 start and no folds against a `GaussianHMM` per class, each with its own k-means start and as many
-iterations. They end in different places: ``nats_per_frame`` is the log likelihood per training
-frame, by hmmlearn's `score` for both. (seqagg draws covariances towards the one within classes,
-and "diag" means diagonal after whitening; hmmlearn's are those of the columns as they are.)
+iterations. hmmlearn gets the frames as seqagg whitens them, ready made: "diag" means diagonal
+there. They end in different places: ``nats_per_frame`` is the log likelihood per training frame,
+by hmmlearn's `score` for both, in the columns as they were. (seqagg draws covariances towards the
+one within classes.)
 """  # noqa: D400
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from experiments.speed.hmm import (
     to_hmmlearn,
 )
 from seqagg import HMMAggregator, Songs
+from seqagg.aggregators.hmm_start import whiten_within
 from seqagg.kernels.hmm import GaussianParameters, fit_em
 
 EM_ITER, N_ITER = 10, 20
@@ -116,20 +118,22 @@ def _last(history: list[float]) -> Metrics:
 
 def whole_fit(songs: int, n_states: int, covariance: str) -> Contest:
     """A model per class, from songs to fitted models."""
-    from hmmlearn.hmm import GaussianHMM
-
     rng = np.random.default_rng([songs, n_states])
     models = [random_model(n_states, covariance, rng) for _ in range(N_CLASSES)]
     data = sample(models, songs, rng)
     data = Data(data.frames.astype(np.float32).astype(np.float64), data.offsets)
     classes = np.arange(songs) % N_CLASSES
-    of_class = [_songs_of(data, np.flatnonzero(classes == k)) for k in range(N_CLASSES)]
     labelled = Songs(
         data.frames.astype(np.float32),
         data.offsets,
         columns=[f"column {k}" for k in range(N_COLUMNS)],
         labels=[f"class {k}" for k in classes],
     )
+    whitening = whiten_within(labelled, classes)
+    white = Data(whitening(labelled), data.offsets)
+    stretch = float(np.linalg.slogdet(whitening.basis)[1])
+    of_class = [np.flatnonzero(classes == k) for k in range(N_CLASSES)]
+    plain, whitened = ([_songs_of(d, index) for index in of_class] for d in (data, white))
 
     def ours() -> list[Any]:
         model = HMMAggregator(
@@ -145,31 +149,41 @@ def whole_fit(songs: int, n_states: int, covariance: str) -> Contest:
         model.fit(labelled)
         return [model.hmms_[f"class {k}"] for k in range(N_CLASSES)]
 
-    def theirs() -> list[Any]:
-        return [
-            GaussianHMM(
-                n_states,
-                covariance,
-                n_iter=N_ITER,
-                tol=_NO_TOLERANCE,
-                implementation="scaling",
-                random_state=0,
-            ).fit(own.frames, own.lengths)
-            for own in of_class
-        ]
-
-    def likelihood(hmms: list[Any]) -> Metrics:
-        scored = zip(hmms, of_class, strict=True)
-        total = sum(hmm.score(own.frames, own.lengths) for hmm, own in scored)
-        return {"nats_per_frame": total / len(data.frames)}
+    def likelihood(hmms: list[Any], songs_of: list[Data], more: float = 0.0) -> Metrics:
+        total = sum(
+            hmm.score(own.frames, own.lengths) for hmm, own in zip(hmms, songs_of, strict=True)
+        )
+        return {"nats_per_frame": total / len(data.frames) + more}
 
     ways = [
-        Way("seqagg", ours, answer=_nothing, metrics=likelihood),
-        Way("hmmlearn", theirs, answer=_nothing, metrics=likelihood),
+        Way("seqagg", ours, answer=_nothing, metrics=lambda hmms: likelihood(hmms, plain)),
+        Way(
+            "hmmlearn",
+            lambda: models_by_hmmlearn(whitened, n_states, covariance),
+            answer=_nothing,
+            metrics=lambda hmms: likelihood(hmms, whitened, stretch),
+        ),
     ]
     frames = round(len(data.frames) / songs)
     sizes = Sizes(songs, frames, N_COLUMNS, n_states)
     return Contest("hmm fit", covariance, sizes, ways, compare=no_comparison)
+
+
+def models_by_hmmlearn(of_class: list[Data], n_states: int, covariance: str) -> list[Any]:
+    """Fit a model to the songs of each class."""
+    from hmmlearn.hmm import GaussianHMM
+
+    return [
+        GaussianHMM(
+            n_states,
+            covariance,
+            n_iter=N_ITER,
+            tol=_NO_TOLERANCE,
+            implementation="scaling",
+            random_state=0,
+        ).fit(own.frames, own.lengths)
+        for own in of_class
+    ]
 
 
 def _songs_of(data: Data, index: Array) -> Data:
