@@ -33,7 +33,7 @@ from seqagg.files import atomic_write
 from seqagg.logodds import Kind, Task
 from seqagg.manifest import NAME as MANIFEST
 from seqagg.manifest import read_manifest
-from seqagg.places import Place, place_of, size_of
+from seqagg.places import Place, Remote, place_of, size_of
 from seqagg.songs import Songs
 
 VERSION = 1
@@ -46,6 +46,9 @@ _ROW_GROUP_BYTES = 64 * 2**20
 
 _BATCH_BYTES = 16 * 2**20
 """Scores that are read at a time: few enough to stay in a processor's cache until they are used."""
+
+_SMALL_FILE = 64 * 2**20
+"""Bytes of a Parquet file that are not too many to be read at once."""
 
 _MOST_PACKED = 64
 """How many times smaller scores are when packed, at most; more is taken as it comes."""
@@ -688,6 +691,18 @@ def open_parquet(path: Place, **settings: Any) -> Any:
     return pq.ParquetFile(source, page_checksum_verification=True, **settings)
 
 
+def buffer_size(path: Place, size: int) -> int:
+    """Bytes that each column of a Parquet file should be read through, 0 for all at once.
+
+    One row group of another writer may be the whole file. Where it is small it may as well be read
+    at once, and a file that lies about the size of a column takes no more memory than it has. Over
+    a network a buffer would be too many requests, so a row group is fetched in a few.
+    """
+    if isinstance(path, Remote) and path.data is None:
+        return 0
+    return size if size_of(path) > _SMALL_FILE else 0
+
+
 def _read_tables(path: Place, n_bytes: int, groups: range | None = None) -> Iterator[pa.Table]:
     """All columns of a file, about so many bytes at a time."""
     pieces = _arrow_pieces if path.suffix == ".arrow" else _parquet_pieces
@@ -698,10 +713,8 @@ def _read_tables(path: Place, n_bytes: int, groups: range | None = None) -> Iter
 
 
 def _parquet_pieces(path: Place, n_bytes: int, groups: range | None) -> Iterator[pa.Table]:
-    # Through a buffer: one row group of another writer may be the whole file. Over a network
-    # that would be too many requests, so a row group is fetched in a few.
-    near = isinstance(path, Path) or path.data is not None
-    with open_parquet(path, pre_buffer=not near, buffer_size=2**20 if near else 0) as file:
+    far = isinstance(path, Remote) and path.data is None
+    with open_parquet(path, pre_buffer=far, buffer_size=buffer_size(path, 2**20)) as file:
         names = _present(file.schema_arrow, _COLUMNS)
         for i in range(file.num_row_groups) if groups is None else groups:
             group = file.metadata.row_group(i)

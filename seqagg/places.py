@@ -75,7 +75,7 @@ class Remote:
 
     def size(self) -> int:
         """Number of bytes."""
-        return int(self._info().size)
+        return int(self._info().size if self.data is None else self.data.size)
 
     def iterdir(self) -> Iterator[Remote]:
         """What lies in the folder."""

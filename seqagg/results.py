@@ -45,6 +45,9 @@ RESULTS = pa.schema(
 )
 
 
+_NEVER_NULL = {"method", "metric", "value", "song_id", "prediction", "proba"}
+
+
 def predictions_schema(multilabel: bool) -> pa.Schema:
     """Columns of the table of predictions."""
     labels = pa.list_(pa.string()) if multilabel else pa.string()
@@ -268,6 +271,7 @@ def _read_table(
     """Table of a benchmark with these columns and its provenance, that of the one beside it."""
     try:
         found = pq.read_table(path, page_checksum_verification=True)
+        found.validate(full=True)
         about = json.loads((found.schema.metadata or {}).get(METADATA_KEY, b"{}"))
     except FileNotFoundError:
         raise ResultsError("no such file; 'seqagg benchmark --out' writes it", file=path) from None
@@ -286,6 +290,8 @@ def _read_table(
         if kinds != [field.type]:
             what = f"is no table of a benchmark: holds {', '.join(map(str, kinds))}"
             raise ResultsError(what, file=path, column=field.name)
+        if found[field.name].null_count and field.name in _NEVER_NULL:
+            raise ResultsError("a row says nothing", file=path, column=field.name)
     if beside is not None and found.schema.metadata != beside.schema.metadata:
         raise ResultsError("is of another benchmark than results.parquet", file=path)
     return found

@@ -199,6 +199,9 @@ class Songs:
                     f"{len(self.columns)} column names for {self.values.shape[1]} columns"
                 )
             _refuse_duplicates(self.columns, "column")
+            for name in self.columns:
+                if "\0" in name:  # with which NumPy ends text
+                    raise SongError("a name with a NUL in it", column=name)
         for name in _PER_SONG:
             field = self._ids if name == "ids" else getattr(self, name)
             if field is not None and len(field) != n:

@@ -30,9 +30,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from experiments.reliability.mutations import scramble
 from experiments.runs import first_line
+
+if TYPE_CHECKING:
+    from experiments.reliability.targets import Target
 
 LONGEST = 20.0
 """Seconds that an input may take."""
@@ -214,7 +218,7 @@ class _Worker:
 
 def work(options: argparse.Namespace, folder: Path) -> None:
     """Read inputs from `first` on, until the last, or until the file ``stop`` is there."""
-    from experiments.reliability.targets import make_targets
+    from experiments.reliability.targets import findings, make_targets
     from seqagg import SeqaggError
 
     warnings.simplefilter("error")
@@ -240,6 +244,7 @@ def work(options: argparse.Namespace, folder: Path) -> None:
                 except SeqaggError:
                     continue
         (inside / f"x{target.suffix}").unlink()
+        seeds[name] += [path.read_bytes() for path in findings(name)]
     _guard(folder)
     counts = Report()
     with (folder / "state").open("r+b") as file:
@@ -249,15 +254,22 @@ def work(options: argparse.Namespace, folder: Path) -> None:
             (folder / "target").write_text(name)
             state[:] = _STATE.pack(number, time.time())
             target = targets[name]
-            chance = Random(options.seed << 48 | number)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                data = target.mutate(chance.choice(seeds[name]), chance)
+            data = _input(target, seeds[name], Random(options.seed << 48 | number))
             _try(target, name, number, data, inside, counts)
             if counts.n_inputs >= _COUNTED:
                 _add(counts, folder)
                 counts = Report()
     _add(counts, folder)
+
+
+def _input(target: Target, seeds: list[bytes], chance: Random) -> bytes:
+    seed = chance.choice(seeds)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return target.mutate(seed, chance)
+    except Exception:  # a finding of old is nothing that a mutation of meaning understands
+        return scramble(seed, chance)
 
 
 def _add(counts: Report, folder: Path) -> None:

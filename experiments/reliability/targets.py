@@ -22,6 +22,9 @@ from seqagg.aggregators import AGGREGATORS, make_aggregator
 from seqagg.cache import CacheBatches
 from seqagg.results import read_results
 
+FINDINGS = Path(__file__).parent / "findings"
+"""What was once more than refused, ``TARGET.WHAT.SUFFIX``: valid files no more than others."""
+
 Mutation = Callable[[bytes, Random], bytes]
 
 
@@ -271,6 +274,11 @@ def read_benchmark(path: Path, predictions: bytes) -> None:
     found = read_results(folder)
     found.summary()
     found.verdicts()
+
+
+def findings(name: str) -> list[Path]:
+    """Files that a target was once brought down by."""
+    return sorted(FINDINGS.glob(f"{name.replace(' ', '-')}.*"))
 
 
 def make_targets(folder: Path) -> dict[str, Target]:

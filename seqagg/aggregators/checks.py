@@ -162,6 +162,8 @@ def _label_array(listed: list[Any]) -> Array:
     texts = sum(isinstance(label, str) for label in listed)
     if labels.dtype == object or 0 < texts < len(listed):
         raise SongError(f"labels mix types: {sorted({type(label).__name__ for label in listed})}")
+    if texts and any("\0" in label for label in listed):  # with which NumPy ends text
+        raise SongError("a label with a NUL in it")
     return labels
 
 

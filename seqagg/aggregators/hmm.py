@@ -508,6 +508,9 @@ class _Listening(RunningAverages):
         return method._mix(method._start.scores_of(averages), likelihood, averages.lengths)
 
 
+_LEAST_COVARIANCE, _FARTHEST_MEAN = 1e-18, 1e9
+"""In whitened frames; the square of the one over the other is what float32 still holds."""
+
 _PARTS = ("startprob", "transmat", "means", "covars")
 
 
@@ -541,6 +544,9 @@ def _read_model(arrays: Mapping[str, Array], k: int, n_columns: int) -> Gaussian
         positive = symmetric and bool((np.linalg.eigvalsh(found.covars) > 0).all())
     if not positive:
         raise ModelFileError(f"a covariance of class {k} is not positive")
+    least = np.diagonal(found.covars, axis1=1, axis2=2) if found.covars.ndim == 3 else found.covars
+    if least.min() < _LEAST_COVARIANCE or np.abs(found.means).max() > _FARTHEST_MEAN:
+        raise ModelFileError(f"a state of class {k} is too narrow or too far for float32")
     return found
 
 

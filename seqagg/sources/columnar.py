@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from seqagg.cache import buffer_size
 from seqagg.errors import SourceError
 from seqagg.sources.base import BATCH_BYTES, MOST_COLUMNS, check_regular, n_at_a_time
 from seqagg.sources.text import Cell, TextTable
@@ -148,10 +149,11 @@ class ParquetTable(ColumnTable):
         self._start(schema, path)
 
     def _pieces(self, names: list[str], n_rows: int) -> Iterator[tuple[pa.RecordBatch, float]]:
-        # Through buffers: one row group may be the whole file.
-        buffer = max(2**14, min(2**20, _BUFFERS // max(len(names), 1)))
-        settings = {"page_checksum_verification": True, "pre_buffer": False, "buffer_size": buffer}
-        with pq.ParquetFile(self.path, **settings) as file:
+        assert self.path is not None
+        size = max(2**14, min(2**20, _BUFFERS // max(len(names), 1)))
+        settings = {"page_checksum_verification": True, "pre_buffer": False}
+        size = buffer_size(self.path, size)
+        with pq.ParquetFile(self.path, **settings, buffer_size=size) as file:
             n_read = 0
             for batch in file.iter_batches(n_rows, columns=names):
                 n_read += len(batch)

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 import tokenize
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -109,7 +110,8 @@ class NpyMember:
     ) -> None:
         self._open, self._name, self._file = open_stream, name, file
         try:
-            with open_stream() as stream:
+            with open_stream() as stream, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that Python 2 wrote it
                 version = np.lib.format.read_magic(stream)
                 read_header = _HEADERS[version]
                 self.shape, fortran, self.dtype = read_header(stream)
