@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from experiments.reliability import fuzz
 from experiments.reliability.targets import FINDINGS, Target, findings, make_targets
 from seqagg import SeqaggError
 
@@ -51,41 +52,44 @@ def test_what_was_once_found(file: Path, targets: dict[str, Target], tmp_path: P
 def test_the_same_chance_makes_the_same_input(targets: dict[str, Target], tmp_path: Path) -> None:
     """So that a finding can be found again by its number."""
     for name, target in targets.items():
+        if name.startswith("model"):  # whose valid files take seconds to make
+            continue
         (tmp_path / name).mkdir()
         seeds = list(target.seeds(tmp_path / name))
         for number in range(20):
-            one, other = (_mutated(target, seeds, number) for _ in range(2))
+            one, other = (fuzz._input(target, seeds, Random(number)) for _ in range(2))
             assert one == other, name
 
 
-def _mutated(target: Target, seeds: list[bytes], number: int) -> bytes:
-    chance = Random(number)
-    return target.mutate(chance.choice(seeds), chance)
-
-
 FORBIDDEN = """
-import pickle, sys
+import os, pickle, socket, sys
 from pathlib import Path
 from experiments.reliability import fuzz
 folder = Path(sys.argv[1])
 fuzz._guard(folder)
 actions = {
-    "start": lambda: __import__("os").system("true"),
-    "unpickle": lambda: pickle.loads(b"\\x80\\x04\\x8c\\x02os\\x8c\\x06system\\x93."),
+    "start": lambda: os.system("true"),
+    "unpickle": lambda: pickle.loads(pickle.dumps(os.system)),
     "write": lambda: open(folder.parent / "elsewhere", "w"),
-    "connect": lambda: __import__("socket").socket(),
+    "connect": lambda: socket.socket(),
     "memory": lambda: bytes(2**34),
+    "write inside": lambda: open(folder / "here", "w"),
 }
-try:
-    actions[sys.argv[2]]()
-except BaseException as error:
-    print(type(error).__name__)
+for name, act in actions.items():
+    try:
+        act()
+        print(name, "done")
+    except BaseException as error:
+        print(name, type(error).__name__)
 """
 
 
-@pytest.mark.parametrize("action", ["start", "unpickle", "write", "connect", "memory"])
-def test_the_guard_sees_what_a_file_could_do(action: str, tmp_path: Path) -> None:
+def test_the_guard_sees_what_a_file_could_do(tmp_path: Path) -> None:
     (tmp_path / "inside").mkdir()
-    command: list[Any] = [sys.executable, "-c", FORBIDDEN, tmp_path / "inside", action]
+    command: list[Any] = [sys.executable, "-c", FORBIDDEN, tmp_path / "inside"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ("MemoryError" if action == "memory" else "_Forbidden")
+    assert done.stdout.splitlines() == [
+        *(f"{action} _Forbidden" for action in ("start", "unpickle", "write", "connect")),
+        "memory MemoryError",
+        "write inside done",
+    ]

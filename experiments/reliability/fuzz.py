@@ -30,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from experiments.reliability.mutations import scramble
@@ -296,23 +297,22 @@ def _guard(folder: Path) -> None:
         if event == "open" and isinstance(arguments[0], str | bytes):
             path, mode = os.fsdecode(arguments[0]), arguments[1] or "r"
             writes = isinstance(mode, str) and any(c in mode for c in "wax+")
-            if writes and not os.path.abspath(path).startswith(inside):
+            if writes and not os.path.abspath(path).startswith(inside) and not _is_numba():
                 raise _Forbidden(f"opens {path} to write")
-        elif event.startswith(("pickle.", "ctypes.")) and _asked_by("numba."):
-            return  # of what it has compiled it keeps pickles of its own
         elif event.startswith(_FORBIDDEN):
             about = os.fspath(arguments[0]) if arguments and _is_path(arguments[0]) else ""
-            if not (event in ("os.remove", "os.rmdir") and about.startswith(inside)):
+            is_own = event in ("os.remove", "os.rmdir") and about.startswith(inside)
+            if not is_own and not _is_numba():
                 raise _Forbidden(f"{event} {arguments[:1]}")
 
     sys.addaudithook(hook)
 
 
-def _asked_by(package: str) -> bool:
-    """Whether a function of the package waits for what is being done."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        if str(frame.f_globals.get("__name__")).startswith(package):
+def _is_numba() -> bool:
+    """Whether numba is at work, which keeps what it has compiled as pickles of its own."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).startswith("numba."):
             return True
         frame = frame.f_back
     return False
