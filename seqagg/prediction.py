@@ -40,6 +40,9 @@ SUFFIXES = (".csv", ".parquet")
 _AHEAD = 6
 """Batches that may be read before they are labelled."""
 
+_FORMULA, _NUMBER = r"^[=+\-@\t\r]", r"^[+-]?[0-9.]+(e[+-]?[0-9]+)?$"
+"""How formulas of spreadsheets begin, and what begins so and is none."""
+
 _ROWS = 2**17
 """Songs that are written at a time."""
 
@@ -59,6 +62,10 @@ class PredictionReport:
         Labels in the cache that the model does not know, and which count as wrong.
     multilabel : bool
         Whether songs have several labels each.
+    n_formulas : int
+        Cells of a ``.csv`` table that a spreadsheet would take for formulas: ids, labels and
+        names of columns that begin with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return,
+        and are no numbers.
     """
 
     n_songs: int = 0
@@ -66,6 +73,7 @@ class PredictionReport:
     n_right: int = 0
     unseen_labels: set[str] = field(default_factory=set)
     multilabel: bool = False
+    n_formulas: int = 0
 
     @property
     def accuracy(self) -> float | None:
@@ -79,6 +87,7 @@ class PredictionReport:
         self.n_right += other.n_right
         self.unseen_labels |= other.unseen_labels
         self.multilabel |= other.multilabel
+        self.n_formulas += other.n_formulas
 
 
 def predict_cache(
@@ -87,6 +96,7 @@ def predict_cache(
     out: str | os.PathLike[str],
     *,
     split: str | None = None,
+    escape_formulas: bool = False,
 ) -> PredictionReport:
     """Label the songs of a cache with a fitted model and write them to a table.
 
@@ -98,6 +108,9 @@ def predict_cache(
         Table, ``.csv`` or ``.parquet``, a path or a URL: written whole or not at all.
     split : str, optional
         Only the songs of this split; ``"all"`` is as if it were not given.
+    escape_formulas : bool
+        Put an apostrophe before what a spreadsheet would take for a formula in a ``.csv`` table.
+        By default the table says what the cache says.
 
     Raises
     ------
@@ -120,7 +133,7 @@ def predict_cache(
                     yield batch.songs, batch.labels
                     advance(report.n_songs, batch.n_all)
 
-            write_labels(aggregator, in_turn(), temporary, report)
+            write_labels(aggregator, in_turn(), temporary, report, escape_formulas=escape_formulas)
     return report
 
 
@@ -130,6 +143,7 @@ def write_labels(
     path: Path,
     report: PredictionReport,
     refuse: Callable[[str, str], object] | None = None,
+    escape_formulas: bool = False,
 ) -> None:
     """Label songs with a fitted aggregator, and write the table.
 
@@ -144,14 +158,17 @@ def write_labels(
         Counts what is done.
     refuse : callable, optional
         Called with the id of a song that cannot be labelled and the reason, instead of raising.
+    escape_formulas : bool
+        As `predict_cache` takes it.
     """
     report.multilabel = aggregator.multilabel_
-    table = _Table(path, aggregator)
+    table = _Table(path, aggregator, escape_formulas)
     # Closed last: the thread that writes has ended then.
     with table.writer, behind(table.writer.write_table) as table.write:
         for songs, labels in batches:
             _label(aggregator, songs, labels, table, report, refuse)
         table.flush()
+    report.n_formulas += table.n_formulas
 
 
 def predictions(aggregator: Aggregator, songs: Songs) -> pa.Table:
@@ -308,8 +325,10 @@ class _Rows:
 class _Table:
     """The table that grows."""
 
-    def __init__(self, path: Path, aggregator: Aggregator) -> None:
+    def __init__(self, path: Path, aggregator: Aggregator, escape_formulas: bool) -> None:
         self._csv = path.suffix == ".csv"
+        self._escape = escape_formulas
+        self.n_formulas = 0
         self.rows = _Rows(aggregator, joined=self._csv)
         self.writer = self._open(path)
         self.write: Callable[[pa.Table], object] = self.writer.write_table
@@ -317,7 +336,10 @@ class _Table:
 
     def _open(self, path: Path) -> Any:
         if self._csv:
-            return CSVWriter(os.fspath(path), self.rows.schema)
+            names = self._as_text(pa.array(self.rows.schema.names)).to_pylist()
+            self._names = names
+            kinds = zip(names, self.rows.schema.types, strict=True)
+            return CSVWriter(os.fspath(path), pa.schema(kinds))
         # Settings go by path, and a class may be called like the path of the labels in a list.
         label = "prediction.list.element" if self.rows.multilabel else "prediction"
         return pq.ParquetWriter(
@@ -339,6 +361,22 @@ class _Table:
 
     def flush(self) -> None:
         """Write what was added."""
-        if self._waiting:
-            self.write(pa.Table.from_batches(self._waiting))
-            self._waiting = []
+        if not self._waiting:
+            return
+        table = pa.Table.from_batches(self._waiting)
+        if self._csv:
+            columns = [self._as_text(c) if pa.types.is_string(c.type) else c for c in table.columns]
+            table = pa.table(columns, names=self._names)
+        self.write(table)
+        self._waiting = []
+
+    def _as_text(self, cells: pa.Array) -> pa.Array:
+        """Count formulas, and see to it that a spreadsheet takes them for text, if asked to."""
+        formula = pc.and_not(
+            pc.match_substring_regex(cells, _FORMULA), pc.match_substring_regex(cells, _NUMBER)
+        )
+        n = pc.sum(formula, min_count=0).as_py()
+        self.n_formulas += n
+        if n and self._escape:
+            return pc.if_else(formula, pc.binary_join_element_wise("'", cells, ""), cells)
+        return cells

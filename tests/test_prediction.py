@@ -193,6 +193,33 @@ class TestTable:
         assert pq.read_table(tmp_path / "l.parquet")["prediction"].to_pylist() == sets
         assert [row[1] for row in read(tmp_path / "l.csv")[1:]] == ["|".join(s) for s in sets]
 
+    @pytest.mark.parametrize("escape", [False, True])
+    @pytest.mark.parametrize("out", ["l.csv", "l.parquet"])
+    def test_formulas(self, tmp_path: Path, out: str, escape: bool) -> None:
+        """As it is, unless asked for; a negative number is no formula."""
+        columns = ["=cmd|' /C calc'!A0", "@SUM(1)", "-x"]
+        ids = ["+1+1", "-3.5e7", "-", "\t=1", "safe=1", "'=1", "\r@", "1-2", "+49"]
+        songs = order_free_songs(9, columns=columns).replace(ids=ids)
+        model = seqagg.MeanLogOdds().fit(songs)
+        model.save(tmp_path / "m.safetensors")
+        write_cache(songs, tmp_path / "songs.parquet")
+        report = predict_cache(
+            tmp_path / "m.safetensors",
+            tmp_path / "songs.parquet",
+            tmp_path / out,
+            escape_formulas=escape,
+        )
+        header, *rows = read(tmp_path / out)
+        formulas = ["+1+1", "-", "\t=1", "\r@"]
+        if out == "l.parquet":
+            assert report.n_formulas == 0
+        else:
+            assert report.n_formulas == len(columns) + len(formulas) + len(songs)
+        mark = "'" if escape and out == "l.csv" else ""
+        assert header == ["song_id", "prediction", *(mark + c for c in sorted(columns))]
+        assert [row[0] for row in rows] == [(mark if i in formulas else "") + i for i in ids]
+        assert [row[1] for row in rows] == [mark + label for label in model.predict(songs)]
+
     def test_classes_of_any_name(self, tmp_path: Path) -> None:
         """Parquet's settings are by path, in which a dot stands between the parts."""
         columns = ["a.b", "prediction.list.element", 'ü,\n"']

@@ -44,11 +44,22 @@ Examples:
     help="Table to write, .csv or .parquet; or a folder, for a table per file of the cache.",
 )
 @click.option("--split", help="Only the songs of this split.  [default: all songs]")
+@click.option(
+    "--escape-formulas",
+    is_flag=True,
+    help="In .csv, put ' before ids and labels that a spreadsheet would take for formulas.",
+)
 @engine_options
 @json_option
 @quiet_option
 def predict(
-    model: Path, cache: Place, out: Place, split: str | None, engine: Engine, as_json: bool
+    model: Path,
+    cache: Place,
+    out: Place,
+    split: str | None,
+    escape_formulas: bool,
+    engine: Engine,
+    as_json: bool,
 ) -> None:
     """Label songs with a fitted model.
 
@@ -63,13 +74,18 @@ def predict(
     from seqagg.prediction import predict_cache
     from seqagg.progress import is_quiet, shown
 
+    if escape_formulas and out.suffix != ".csv":
+        raise ParameterError("--escape-formulas is for a .csv table")
     if not out.suffix:
         _predict_folder(model, cache, out, split, engine, as_json)
         return
     if not engine.alone:
         raise ParameterError(f"{out} is one table; with --jobs or --engine, --out is a folder")
     with shown():
-        found = predict_cache(model, cache, out, split=split)
+        found = predict_cache(model, cache, out, split=split, escape_formulas=escape_formulas)
+    if found.n_formulas and not escape_formulas:
+        what = f"{found.n_formulas} cells begin as formulas do, and a spreadsheet would run them"
+        warn([f"{what}; --escape-formulas makes them text"])
     if as_json:
         scores = {"n_labelled": found.n_labelled, "accuracy": found.accuracy}
         unseen = {"unseen_labels": sorted(found.unseen_labels)}
