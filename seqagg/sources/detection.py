@@ -136,10 +136,8 @@ def detect(files: Sequence[File], options: Options) -> str:
 def _detect(path: Path, options: Options) -> str:
     suffix = path.suffix.lower()
     for suffixes, mark in _MARKS.items():
-        if suffix in suffixes:
-            with path.open("rb") as file:
-                if not file.read(len(mark)).startswith(mark):
-                    raise SourceError(f"is no {suffix} file, whatever its name says", file=path)
+        if suffix in suffixes and not _first_bytes(path, len(mark)).startswith(mark):
+            raise SourceError(f"is no {suffix} file, whatever its name says", file=path)
     if suffix in (".npz", ".npy"):
         return suffix[1:]
     if suffix in _HDF5_SUFFIXES:
@@ -151,6 +149,14 @@ def _detect(path: Path, options: Options) -> str:
     if path.name.lower().endswith(TEXT_SUFFIXES):
         return _detect_text(TextTable(path, options.delimiter), options)
     raise SourceError(f"the format of {suffix or 'this'} files is not known; {_ASK}", file=path)
+
+
+def _first_bytes(path: Path, n: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(n)
+    except OSError as error:
+        raise SourceError(f"cannot be read: {error.strerror}", file=path) from None
 
 
 _ASK = "--format says it: " + ", ".join(SUFFIXES)
