@@ -55,7 +55,8 @@ def six_songs() -> Songs:
 def any_songs(draw: st.DrawFn) -> Songs:
     kind = draw(st.sampled_from(["probability", "logit", "log_odds"]))
     task = draw(st.sampled_from(["multiclass", "multilabel"]))
-    columns = draw(st.lists(st.text(), min_size=1, max_size=4, unique=True))
+    name = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+    columns = draw(st.lists(name, min_size=1, max_size=4, unique=True))
     ids = draw(st.lists(st.text(), max_size=5, unique=True))
     lengths = draw(st.lists(st.integers(0, 4), min_size=len(ids), max_size=len(ids)))
     numbers = {
