@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+_LONGEST_NAME = 200
+
 
 class SeqaggError(ValueError):
     """Input that seqagg cannot use.
@@ -30,8 +32,8 @@ class SeqaggError(ValueError):
         self.column = column
         about = [
             *([self.file] if self.file is not None else []),
-            *([f"song {song!r}"] if song is not None else []),
-            *([f"column {column!r}"] if column is not None else []),
+            *([f"song {_shown(song)}"] if song is not None else []),
+            *([f"column {_shown(column)}"] if column is not None else []),
         ]
         # One line, whatever an id or a library's message holds.
         super().__init__(" ".join(": ".join([*about, message]).split()))
@@ -39,6 +41,11 @@ class SeqaggError(ValueError):
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions pickle by their positional arguments alone; joblib's workers need the rest.
         return _rebuild, (type(self), self.message, self.file, self.song, self.column)
+
+
+def _shown(name: str) -> str:
+    """Name in quotes; of the very long ones, that some file has by mistake, the beginning."""
+    return repr(name) if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]!r}..."
 
 
 def _rebuild(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -151,7 +153,9 @@ def test_any_numbers_and_any_text_survive_csv(values: Any, data: st.DataObject) 
 
 
 @pytest.mark.parametrize("writer", ["pandas", "polars"])
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".csv.gz", ".parquet", ".feather"])
+@pytest.mark.parametrize(
+    "suffix", [".csv", ".tsv", ".csv.gz", ".csv.bz2", ".parquet", ".feather", ".arrows", ".jsonl"]
+)
 def test_files_that_libraries_write(tmp_path: Path, writer: str, suffix: str) -> None:
     songs = some_songs()
     path = tmp_path / f"frames{suffix}"
@@ -164,11 +168,20 @@ def test_files_that_libraries_write(tmp_path: Path, writer: str, suffix: str) ->
             table.to_feather(path)
         else:
             table.write_ipc(path, compression="zstd")
+    elif suffix == ".arrows":
+        with pa.ipc.new_stream(str(path), to_arrow(songs).schema) as stream:
+            stream.write_table(to_arrow(songs), max_chunksize=7)
+    elif suffix == ".jsonl":
+        if writer == "pandas":
+            table.to_json(path, orient="records", lines=True, double_precision=15)
+        else:
+            table.write_ndjson(path)
     elif writer == "pandas":
         table.to_csv(path, sep=separator, index=False)
     else:
-        text = table.write_csv(separator=separator)
-        path.write_bytes(gzip.compress(text.encode()) if suffix == ".csv.gz" else text.encode())
+        text = table.write_csv(separator=separator).encode()
+        pack = {".csv.gz": gzip.compress, ".csv.bz2": bz2.compress}.get(suffix, bytes)
+        path.write_bytes(pack(text))
     assert_same_songs(read(path, kind="probability"), songs)
 
 
@@ -178,13 +191,44 @@ def test_pieces_of_any_size_make_the_same_songs(
     songs = some_songs(60)
     pq.write_table(to_arrow(songs), tmp_path / "f.parquet", row_group_size=17)
     feather.write_feather(to_arrow(songs), str(tmp_path / "f.arrow"), chunksize=23)
+    with pa.ipc.new_stream(str(tmp_path / "f.arrows"), to_arrow(songs).schema) as stream:
+        stream.write_table(to_arrow(songs), max_chunksize=29)
     to_pandas(songs).to_csv(tmp_path / "f.csv", index=False)
+    to_polars(songs).write_ndjson(tmp_path / "f.jsonl")
     for n_bytes in (1, 50, 300, 10**6):
         monkeypatch.setattr("seqagg.sources.base.BATCH_BYTES", n_bytes)
         monkeypatch.setattr("seqagg.sources.metadata.BATCH_BYTES", n_bytes)
         monkeypatch.setattr("seqagg.sources.text._BLOCK", max(n_bytes, 300))
-        for name in ("f.parquet", "f.arrow", "f.csv"):
+        monkeypatch.setattr("seqagg.sources.columnar._JSON_BLOCK", max(n_bytes, 4000))
+        for name in ("f.parquet", "f.arrow", "f.arrows", "f.csv", "f.jsonl"):
             assert_same_songs(read(tmp_path / name, kind="probability"), songs)
+
+
+def test_songs_of_json_lines_hold_lists_of_frames(tmp_path: Path) -> None:
+    rows = [{"song_id": "b", "scores": [[0.5, 0.5], [0.25, 0.75]], "label": "x"}]
+    rows += [{"song_id": "a", "scores": [[1.0, 0.0]], "label": None}]
+    text = "\n".join(map(json.dumps, rows))
+    songs = read(written(text, tmp_path / "t.ndjson"), kind="probability", columns=["x", "y"])
+    assert songs.ids.tolist() == ["b", "a"]
+    assert songs.lengths.tolist() == [2, 1]
+    np.testing.assert_array_equal(songs.values, np.float32([[0.5, 0.5], [0.25, 0.75], [1, 0]]))
+    assert songs.labels is not None
+    assert songs.labels.tolist() == ["x", None]
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}\n{"a"', "[1, 2]", "", '{"a": 1}\n{"a": "x"}'])
+def test_json_that_is_no_table_is_one_error(tmp_path: Path, text: str) -> None:
+    path = written(text, tmp_path / "t.jsonl")
+    with pytest.raises(SourceError, match=r"t\.jsonl: is not JSON Lines, an object a line"):
+        read(path, kind="probability", song="a")
+
+
+def test_cells_that_stand_apart_by_something_else(tmp_path: Path) -> None:
+    path = written("song_id;a;b\nx;0.1;0.9\n", tmp_path / "t.csv")
+    with pytest.raises(SourceError, match=r"';' in its name; --delimiter"):
+        read(path, kind="probability")
+    songs = read(path, kind="probability", delimiter=";")
+    np.testing.assert_array_equal(songs.values, np.float32([[0.1, 0.9]]))
 
 
 def test_columns_may_be_called_anything_and_chosen(tmp_path: Path) -> None:

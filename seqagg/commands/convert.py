@@ -157,9 +157,9 @@ def convert(
 ) -> None:
     """Make a cache of files that others wrote.
 
-    SRC are files, or folders of files: tables with a row per frame or per song (CSV, TSV, Parquet,
-    Arrow), arrays (.npy, .npz, HDF5), scores of opensoundscape and sed_scores_eval, detections of
-    BirdNET and Raven, caches. Songs keep their names.
+    SRC are files, or folders of files: tables with a row per frame or per song (CSV, TSV, JSON
+    Lines, Parquet, Arrow), arrays (.npy, .npz, HDF5), scores of opensoundscape and sed_scores_eval,
+    detections of BirdNET and Raven, caches. Songs keep their names.
     """
     from seqagg.progress import is_quiet, shown
     from seqagg.sources import convert as run

@@ -41,7 +41,7 @@ TAKES = {
 
 USUAL = {
     "scores": ("scores", "X"),
-    "song": ("song_id", "IDS", "ids"),
+    "song": ("song_id", "song_ids", "IDS", "ids"),
     "time": ("start",),
     "label": ("label", "labels", "Y", "y"),
     "group": ("group", "groups"),

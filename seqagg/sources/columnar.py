@@ -1,4 +1,4 @@
-"""Tables of typed columns in pieces: Parquet and Arrow files, and DataFrames of any library.
+"""Tables of typed columns in pieces: Parquet, Arrow, JSON Lines, and DataFrames of any library.
 
 They answer as `TextTable` does: ``names``, ``cells``, ``batches`` and ``place``.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from seqagg.cache import buffer_size
@@ -23,14 +25,23 @@ from seqagg.sources.base import BATCH_BYTES, MOST_COLUMNS, check_regular, n_at_a
 from seqagg.sources.text import Cell, TextTable
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
-ARROW_SUFFIXES = (".arrow", ".feather", ".ipc")
+ARROW_SUFFIXES = (".arrow", ".arrows", ".feather", ".ipc")
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+
+ARROW_MARK = b"ARROW1"
+"""What an Arrow file begins with, but not a stream."""
 
 FRAMES_KEY = b"seqagg.frames"
 """Schema metadata of a table with a row per frame that was made of `Songs`."""
 
 _MOST_ROWS = 2**18
+_JSON_BLOCK = 2**24
 _BUFFERS = 2**25
 """Bytes of all buffers through which the columns of a Parquet file are read."""
+
+
+Types = dict[str, pa.DataType | None]
+"""Name of a column -> its type, or None for the one that it has."""
 
 
 class ColumnTable:
@@ -69,7 +80,7 @@ class ColumnTable:
         return {field.name: _cell(field.type) for field in self.schema}
 
     def batches(
-        self, types: dict[str, pa.DataType | None], n_rows: int | None = None
+        self, types: Types, n_rows: int | None = None
     ) -> Iterator[tuple[pa.RecordBatch, float]]:
         """Some columns, in pieces, and how much of the table has been read, in [0, 1].
 
@@ -83,7 +94,7 @@ class ColumnTable:
         """
         most = n_rows or min(n_at_a_time(len(types)), _MOST_ROWS)
         try:
-            for batch, share in self._pieces(list(types), most):
+            for batch, share in self._pieces(types, most):
                 columns = [self._cast(batch.column(name), name, types[name]) for name in types]
                 yield pa.RecordBatch.from_arrays(columns, names=list(types)), share
         except SourceError:
@@ -99,9 +110,10 @@ class ColumnTable:
         """Rows that make a batch, where they may hold lists."""
         return max(1, int(BATCH_BYTES * len(self._table) / max(self._table.nbytes, 1)))
 
-    def _pieces(self, names: list[str], n_rows: int) -> Iterator[tuple[pa.RecordBatch, float]]:
+    def _pieces(self, types: Types, n_rows: int) -> Iterator[tuple[pa.RecordBatch, float]]:
+        """Columns, which need not have these types yet."""
         n_read = 0
-        for batch in self._table.select(names).to_batches(n_rows):
+        for batch in self._table.select(list(types)).to_batches(n_rows):
             n_read += len(batch)
             yield batch, n_read / len(self._table)
 
@@ -148,14 +160,14 @@ class ParquetTable(ColumnTable):
             raise SourceError(f"cannot be read: {error}", file=path) from None
         self._start(schema, path)
 
-    def _pieces(self, names: list[str], n_rows: int) -> Iterator[tuple[pa.RecordBatch, float]]:
+    def _pieces(self, types: Types, n_rows: int) -> Iterator[tuple[pa.RecordBatch, float]]:
         assert self.path is not None
-        size = max(2**14, min(2**20, _BUFFERS // max(len(names), 1)))
+        size = max(2**14, min(2**20, _BUFFERS // max(len(types), 1)))
         settings = {"page_checksum_verification": True, "pre_buffer": False}
         size = buffer_size(self.path, size)
         with pq.ParquetFile(self.path, **settings, buffer_size=size) as file:
             n_read = 0
-            for batch in file.iter_batches(n_rows, columns=names):
+            for batch in file.iter_batches(n_rows, columns=list(types)):
                 n_read += len(batch)
                 yield batch, n_read / max(self._n_rows, 1)
 
@@ -165,30 +177,28 @@ class ParquetTable(ColumnTable):
 
 
 class ArrowTable(ColumnTable):
-    """An Arrow IPC (Feather version 2) file, memory-mapped."""
+    """Arrow IPC, memory-mapped: a file (Feather version 2), or a stream that was kept as one."""
 
     def __init__(self, path: Path) -> None:
         check_regular(path)
         try:
             with pa.memory_map(str(path)) as source:
-                schema = pa.ipc.open_file(source).schema
+                schema = _open_ipc(source).schema
         except (pa.ArrowException, OSError, ValueError) as error:
             raise SourceError(f"cannot be read: {error}", file=path) from None
         self._start(schema, path)
 
-    def _pieces(self, names: list[str], n_rows: int) -> Iterator[tuple[pa.RecordBatch, float]]:
+    def _pieces(self, types: Types, n_rows: int) -> Iterator[tuple[pa.RecordBatch, float]]:
         assert self.path is not None
         with self.path.open("rb") as source:
             mapped = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
-        included = [self.schema.get_field_index(name) for name in names]
+        included = [self.schema.get_field_index(name) for name in types]
         options = pa.ipc.IpcReadOptions(included_fields=included)
-        file = pa.ipc.open_file(pa.py_buffer(mapped), options=options)
         used = 0
-        for i in range(file.num_record_batches):
-            whole = file.get_batch(i)
+        for whole, before, share in _record_batches(pa.py_buffer(mapped), options):
             for first in range(0, len(whole), n_rows):
                 piece = whole.slice(first, n_rows)
-                yield piece, (i + (first + len(piece)) / len(whole)) / file.num_record_batches
+                yield piece, before + (share - before) * (first + len(piece)) / len(whole)
                 used += piece.nbytes
                 if used >= 16 * BATCH_BYTES and hasattr(mapped, "madvise"):
                     # Pages once read would count as ours. Whoever still needs one gets it again.
@@ -199,9 +209,77 @@ class ArrowTable(ColumnTable):
         """Rows that make a batch, where they may hold lists."""
         assert self.path is not None
         with pa.memory_map(str(self.path)) as source:
-            file = pa.ipc.open_file(source)
-            n_rows = sum(len(file.get_batch(i)) for i in range(file.num_record_batches))
+            n_rows = sum(len(batch) for batch, *_ in _record_batches(source.read_buffer()))
         return max(1, BATCH_BYTES * n_rows // self.path.stat().st_size)
+
+
+def _open_ipc(source: Any, options: pa.ipc.IpcReadOptions | None = None) -> Any:
+    """Reader of an Arrow file or of a stream, which begins without a mark of its own."""
+    if source.read(len(ARROW_MARK)) == ARROW_MARK:
+        return pa.ipc.open_file(source, options=options)
+    source.seek(0)
+    return pa.ipc.open_stream(source, options=options)
+
+
+def _record_batches(
+    data: pa.Buffer, options: pa.ipc.IpcReadOptions | None = None
+) -> Iterator[tuple[pa.RecordBatch, float, float]]:
+    """Batches, and the share of the data that lies before and up to the end of each."""
+    source = pa.BufferReader(data)
+    reader = _open_ipc(source, options)
+    if isinstance(reader, pa.ipc.RecordBatchFileReader):
+        n = reader.num_record_batches
+        for i in range(n):
+            yield reader.get_batch(i), i / n, (i + 1) / n
+        return
+    before = 0.0
+    for batch in reader:
+        share = source.tell() / max(data.size, 1)
+        yield batch, before, share
+        before = share
+
+
+class JSONTable(ColumnTable):
+    """JSON Lines: an object per row. The first block says which columns there are."""
+
+    def __init__(self, path: Path) -> None:
+        check_regular(path)
+        try:
+            with self._open(path) as (_, reader):
+                schema = reader.schema
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise SourceError(f"is not JSON Lines, an object a line: {error}", file=path) from None
+        self._start(schema, path)
+
+    @staticmethod
+    @contextmanager
+    def _open(path: Path, schema: pa.Schema | None = None) -> Iterator[tuple[pa.NativeFile, Any]]:
+        read = pa_json.ReadOptions(block_size=_JSON_BLOCK)
+        parse = pa_json.ParseOptions(explicit_schema=schema)
+        with pa.OSFile(str(path)) as file:
+            stream = pa.CompressedInputStream(file, "gzip") if path.suffix == ".gz" else file
+            yield file, pa_json.open_json(stream, read, parse)
+
+    def _pieces(self, types: Types, n_rows: int) -> Iterator[tuple[pa.RecordBatch, float]]:
+        assert self.path is not None
+        size = max(self.path.stat().st_size, 1)
+        # Of what the first block has no value, or only whole numbers, the next may know more.
+        open_ends = [
+            (name, kind)
+            for name, kind in types.items()
+            if kind is not None
+            and (self.cells[name] == "nothing" or pa.types.is_floating(kind))
+            and self.cells[name] != "text"
+        ]
+        with self._open(self.path, pa.schema(open_ends)) as (file, reader):
+            for batch in reader:
+                share = min(1.0, file.tell() / size)
+                for first in range(0, len(batch), n_rows):
+                    yield batch.slice(first, n_rows).select(list(types)), share
+
+    def n_rows_at_a_time(self) -> int:
+        """Rows that make a batch, where they may hold lists."""
+        return _MOST_ROWS  # blocks are small
 
 
 Table = TextTable | ColumnTable
@@ -213,6 +291,8 @@ def open_table(path: Path, delimiter: str | None = None) -> Table:
         return ParquetTable(path)
     if path.suffix in ARROW_SUFFIXES:
         return ArrowTable(path)
+    if path.name.endswith(JSON_SUFFIXES):
+        return JSONTable(path)
     return TextTable(path, delimiter)
 
 

@@ -12,17 +12,18 @@ import pyarrow as pa
 from seqagg.errors import ParameterError, SourceError
 from seqagg.sources.base import File, Options, check_regular
 from seqagg.sources.columnar import (
+    ARROW_MARK,
     ARROW_SUFFIXES,
+    JSON_SUFFIXES,
     PARQUET_SUFFIXES,
-    ArrowTable,
     ColumnTable,
-    ParquetTable,
+    open_table,
 )
 from seqagg.sources.text import SUFFIXES as TEXT_SUFFIXES
 from seqagg.sources.text import TextTable
 
 _HDF5_SUFFIXES = (".h5", ".hdf5", ".he5")
-_COLUMN_SUFFIXES = PARQUET_SUFFIXES + ARROW_SUFFIXES
+_COLUMN_SUFFIXES = PARQUET_SUFFIXES + ARROW_SUFFIXES + JSON_SUFFIXES
 _TEXT = TEXT_SUFFIXES + _COLUMN_SUFFIXES
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -40,13 +41,15 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 """Format -> ends of the names of its files, by which they are found in a folder."""
 
 _MARKS = {
-    (".npz",): b"PK",
-    (".npy",): b"\x93NUMPY",
-    _HDF5_SUFFIXES: b"\x89HDF\r\n\x1a\n",
-    PARQUET_SUFFIXES: b"PAR1",
-    ARROW_SUFFIXES: b"ARROW1",
+    (".npz",): (b"PK",),
+    (".npy",): (b"\x93NUMPY",),
+    _HDF5_SUFFIXES: (b"\x89HDF\r\n\x1a\n",),
+    PARQUET_SUFFIXES: (b"PAR1",),
+    ARROW_SUFFIXES: (ARROW_MARK, b"\xff\xff\xff\xff"),
 }
-"""Ends of a file's name -> what it then begins with."""
+"""Ends of a file's name -> what it may then begin with."""
+
+_LONGEST_MARK = max(len(mark) for marks in _MARKS.values() for mark in marks)
 
 
 def find_files(
@@ -135,19 +138,18 @@ def detect(files: Sequence[File], options: Options) -> str:
 
 def _detect(path: Path, options: Options) -> str:
     suffix = path.suffix.lower()
-    for suffixes, mark in _MARKS.items():
-        if suffix in suffixes and not _first_bytes(path, len(mark)).startswith(mark):
+    for suffixes, marks in _MARKS.items():
+        if suffix in suffixes and not _first_bytes(path, _LONGEST_MARK).startswith(marks):
             raise SourceError(f"is no {suffix} file, whatever its name says", file=path)
     if suffix in (".npz", ".npy"):
         return suffix[1:]
     if suffix in _HDF5_SUFFIXES:
         return "hdf5"
-    if suffix in _COLUMN_SUFFIXES:
-        return _detect_columns(
-            ParquetTable(path) if suffix in PARQUET_SUFFIXES else ArrowTable(path), options
-        )
-    if path.name.lower().endswith(TEXT_SUFFIXES):
-        return _detect_text(TextTable(path, options.delimiter), options)
+    if path.name.lower().endswith(_TEXT):
+        table = open_table(path, options.delimiter)
+        if isinstance(table, ColumnTable):
+            return _detect_columns(table, options)
+        return _detect_text(table, options)
     raise SourceError(f"the format of {suffix or 'this'} files is not known; {_ASK}", file=path)
 
 

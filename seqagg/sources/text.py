@@ -2,8 +2,8 @@
 
 Conventions
 -----------
-UTF-8, a header, cells quoted with ``"`` where need be; packed with gzip if the name ends in
-``.gz``. Row 1 is the header, and rows are counted as an editor counts lines. Arrow reads; only
+UTF-8, a header, cells quoted with ``"`` where need be; packed if the name ends in ``.gz``, ``.bz2``
+or ``.zst``. Row 1 is the header, and rows are counted as an editor counts lines. Arrow reads; only
 where it stops does a slower reader look for the place that it stopped at.
 """
 
@@ -25,7 +25,9 @@ import pyarrow.csv as pa_csv
 from seqagg.errors import SourceError
 from seqagg.sources.base import MOST_COLUMNS, check_regular
 
-SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
+_PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+
+SUFFIXES = (".csv", ".tsv", ".txt", *(kind + end for kind in (".csv", ".tsv") for end in _PACKED))
 
 NOTHING = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "-nan", "#N/A"]
 """Cells of numbers that hold none."""
@@ -91,7 +93,8 @@ class TextTable:
         return self._unpacked(pa.OSFile(str(self.path)))
 
     def _unpacked(self, file: Any) -> Any:
-        return pa.CompressedInputStream(file, "gzip") if self.path.suffix == ".gz" else file
+        packed = _PACKED.get(self.path.suffix)
+        return pa.CompressedInputStream(file, packed) if packed else file
 
     def _read_names(self) -> list[str]:
         if not self._head.strip():
@@ -107,6 +110,10 @@ class TextTable:
             codecs.getincrementaldecoder("utf-8-sig")().decode(self._head)
         except UnicodeDecodeError:
             raise self._bad_byte(names) from None
+        other = next((d for d in ";\t|," if d in names[0]), None) if len(names) == 1 else None
+        if other:
+            what = f"has a single column, with {other!r} in its name; --delimiter tells cells apart"
+            raise SourceError(what, file=self.path)
         twice = [name for name, n in Counter(names).items() if n > 1 and name]
         if twice:
             raise SourceError("two columns of this name", file=self.path, column=twice[0])
