@@ -15,9 +15,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+from joblib import effective_n_jobs
 
 from seqagg.kernels.segments import (
     segment_mean,
@@ -32,6 +35,9 @@ from seqagg.streaming import Memory
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+_BYTES_A_THREAD = 4 * 2**20
+"""What takes longer to read than a thread to begin."""
 
 _COUNTS = ("votes", "approvals")
 
@@ -55,17 +61,31 @@ class WholeSongs(Averages):
         Of log-odds or probabilities, a frame at least in each.
     order : ndarray of int, optional
         Columns in the order in which they are wanted.
+    n_jobs : int, optional
+        Threads that share many songs, as joblib counts them. The averages do not depend on it.
     """
 
-    def __init__(self, songs: Songs, order: Ints | None = None) -> None:
+    def __init__(self, songs: Songs, order: Ints | None = None, n_jobs: int | None = None) -> None:
         self.lengths = songs.lengths
         self._songs = songs
         self._order = order
+        self._n_jobs = n_jobs
 
     def __getitem__(self, name: str) -> Floats:
-        found = _AVERAGES[name](self._songs)
+        found = self._shared(_AVERAGES[name])
         # It is cheaper to put the averages in order than all frames.
         return found if self._order is None else found[:, self._order]
+
+    def _shared(self, average: Callable[[Songs], Floats]) -> Floats:
+        songs = self._songs
+        n = min(effective_n_jobs(self._n_jobs), songs.values.nbytes // _BYTES_A_THREAD)
+        if n <= 1:
+            return average(songs)
+        frames = np.linspace(songs.offsets[0], songs.offsets[-1], n + 1)[1:-1]
+        ends = [0, *np.searchsorted(songs.offsets, frames).tolist(), len(songs)]
+        parts = [songs[first:end] for first, end in pairwise(ends)]
+        with ThreadPoolExecutor(n) as pool:
+            return np.concatenate(list(pool.map(average, parts)))
 
 
 class RunningAverages(Memory):

@@ -281,7 +281,22 @@ class Songs:
         if isinstance(key, int | np.integer):
             i = range(len(self))[int(key)]
             return self.values[self.offsets[i] : self.offsets[i + 1]]
+        if isinstance(key, slice) and key.step in (None, 1):
+            return self._between(*key.indices(len(self))[:2])
         return self._take(np.arange(len(self))[key])
+
+    def _between(self, first: int, end: int) -> Songs:
+        """Songs that stand together, whose frames are not copied."""
+        end = max(first, end)
+        frames = slice(self.offsets[first], self.offsets[end])
+        fields = {name: getattr(self, name) for name in _PER_SONG if name != "ids"}
+        return self._with(
+            _ids=self._ids[first:end] if _is_arrow(self._ids) else self.ids[first:end],
+            values=self.values[frames],
+            offsets=self.offsets[first : end + 1] - self.offsets[first],
+            start=None if self.start is None else self.start[frames],
+            **{n: None if field is None else field[first:end] for n, field in fields.items()},
+        )
 
     def _take(self, index: npt.NDArray[np.int64]) -> Songs:
         lengths = self.lengths[index]

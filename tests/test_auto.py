@@ -295,3 +295,17 @@ def test_fitting_twice_gives_the_same_bits() -> None:
     songs, queries = order_songs(30), order_songs(9, seed=1)
     one, other = (auto("hmm", "stack").fit(songs).predict_log_proba(queries) for _ in range(2))
     assert_array_equal(one, other)
+
+
+def test_a_saved_blend_is_read_by_other_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    songs = order_songs(40)
+    model = AutoAggregator(methods=("stack",)).fit(songs)
+    model.save(tmp_path / "old.safetensors")
+    monkeypatch.setattr("seqagg.aggregators.versions", lambda: {"numpy": "99.0"})
+    loaded = load(tmp_path / "old.safetensors")
+    np.testing.assert_array_equal(loaded.predict_proba(songs), model.predict_proba(songs))
+    loaded.save(tmp_path / "new.safetensors")
+    again = load(tmp_path / "new.safetensors")
+    np.testing.assert_array_equal(again.predict_proba(songs), model.predict_proba(songs))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_allclose, assert_array_equal
 
-from seqagg import MajorityVote, MeanLogOdds, MeanProbability, Songs
+from seqagg import MajorityVote, MeanLogOdds, MeanProbability, Songs, averages
 from seqagg.aggregators.base import Aggregator
 from seqagg.errors import ParameterError, SongError
 from seqagg.kernels.segments import segment_max, segment_mean, segment_sum, segment_votes
@@ -370,3 +370,39 @@ class TestClasses:
             model.predict(more)
         with pytest.raises(SongError, match="songs have 4 columns, not 3"):
             model.predict(frames_of(more))
+
+
+@pytest.mark.parametrize("method", [MajorityVote, MeanProbability, MeanLogOdds])
+@pytest.mark.parametrize("kind", ["probability", "log_odds"])
+def test_threads_share_songs_and_change_no_bit(monkeypatch, method, kind):
+    shared = []
+
+    class Pool(averages.ThreadPoolExecutor):
+        def map(self, *args, **kwargs):
+            shared.append(self._max_workers)
+            return super().map(*args, **kwargs)
+
+    monkeypatch.setattr(averages, "_BYTES_A_THREAD", 100)
+    monkeypatch.setattr(averages, "ThreadPoolExecutor", Pool)
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 40, 30)
+    values = rng.random((lengths.sum(), 3), dtype=np.float32)
+    songs = Songs(
+        values,
+        np.concatenate([[0], np.cumsum(lengths)]),
+        kind=kind,
+        columns=["a", "b", "c"],
+        labels=["abc"[i % 3] for i in range(30)],
+    )
+    alone = method().fit(songs).predict_proba(songs)
+    assert not shared
+    for n_jobs in (2, 5):
+        together = method(n_jobs=n_jobs).fit(songs)
+        assert_array_equal(together.predict_proba(songs), alone)
+        assert_array_equal(together.predict_proba(songs[:1]), alone[:1])
+    assert {2, 5} <= set(shared)
+
+
+def test_averages_know_how_many_threads_there_may_be():
+    with pytest.raises(ParameterError, match="n_jobs=0"):
+        MeanLogOdds(n_jobs=0).fit([[[1.0, 2.0]]], ["a"])

@@ -56,6 +56,10 @@ class TestSequence:
     def test_an_integer_gives_the_frames_of_one_song(self, key: Any) -> None:
         assert_array_equal(songs()[key], ARRAYS[2])
 
+    def test_songs_that_stand_together_are_not_copied(self) -> None:
+        whole = songs()
+        assert np.shares_memory(whole[1:3].values, whole.values)
+
     @pytest.mark.parametrize("key", [4, -5])
     def test_an_integer_out_of_range_ends_iteration(self, key: int) -> None:
         with pytest.raises(IndexError, match="out of range"):
@@ -67,6 +71,9 @@ class TestSequence:
             (slice(1, 3), [1, 2]),
             (slice(None, None, -1), [3, 2, 1, 0]),
             (slice(0, 0), []),
+            (slice(3, 1), []),
+            (slice(-3, 9), [1, 2, 3]),
+            (slice(0, 4, 2), [0, 2]),
             ([3, 0], [3, 0]),
             (np.array([2, 2, -1]), [2, 2, 3]),
             (np.array([], dtype=int), []),

@@ -116,6 +116,7 @@ class AutoAggregator(Aggregator):
 
     def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
         known = self._named(songs)
+        self._headers: dict[str, Array] = {}
         # Labels by the names of the columns, so that the methods know which columns are classes.
         labels = y if y.ndim == 1 else [set(np.flatnonzero(row).tolist()) for row in y]
         fitted: dict[str, Aggregator] = {}
@@ -221,7 +222,7 @@ class AutoAggregator(Aggregator):
         state: dict[str, Array] = {"report": text_array(self.fit_report_)}
         for name, fitted in self.candidates_.items():
             header, arrays = pack(fitted)
-            state[f"{name}/header"] = text_array(header)
+            state[f"{name}/header"] = self._headers.get(name, text_array(header))
             state[f"{name}/weight"] = np.array(self.weights_[name])
             state |= {f"{name}/array/{part}": array for part, array in arrays.items()}
         return state
@@ -234,6 +235,8 @@ class AutoAggregator(Aggregator):
         names = [name for name in self._names() if name in found]
         if not names or found - set(names):
             raise ModelFileError(f"candidates {', '.join(found)} are not those of the parameters")
+        # Other versions of libraries, and of seqagg, say other things of the same candidates.
+        self._headers = {name: arrays[f"{name}/header"] for name in names}
         self.candidates_, self.weights_ = {}, {}
         for name in names:
             start = f"{name}/array/"

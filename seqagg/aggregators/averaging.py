@@ -20,6 +20,7 @@ from seqagg.averages import Averages, RunningAverages, WholeSongs
 from seqagg.calibration import log_expit
 from seqagg.songs import Songs
 from seqagg.streaming import Memory
+from seqagg.threads import check_n_jobs
 
 
 class _Average(Aggregator):
@@ -34,8 +35,13 @@ class _Average(Aggregator):
 
     _needed: ClassVar[tuple[str, ...]]
 
-    def __init__(self, *, on_empty: OnEmpty = "error") -> None:
+    def __init__(self, *, n_jobs: int | None = None, on_empty: OnEmpty = "error") -> None:
+        self.n_jobs = n_jobs
         self.on_empty = on_empty
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        check_n_jobs(self.n_jobs)
 
     @abstractmethod
     def _number(self, averages: Averages) -> Floats:
@@ -54,10 +60,10 @@ class _Average(Aggregator):
         return songs
 
     def _decision(self, songs: Songs) -> Floats:
-        return self._number(WholeSongs(songs, self._column_order))
+        return self._number(WholeSongs(songs, self._column_order, self.n_jobs))
 
     def _log_scores(self, songs: Songs) -> Floats:
-        return self._rule(WholeSongs(songs, self._column_order))
+        return self._rule(WholeSongs(songs, self._column_order, self.n_jobs))
 
     def _memory(self, n: int) -> Memory:
         return _Listening(self, n)
@@ -86,6 +92,9 @@ class MajorityVote(_Average):
 
     Parameters
     ----------
+    n_jobs : int or None
+        Threads that share many songs, as joblib counts them; -1 is all cores. The answer does not
+        depend on it.
     on_empty : {"error", "prior"}
         What a song without a single frame gets: an error that names it, or the class prior.
 
@@ -123,6 +132,9 @@ class MeanProbability(_Average):
 
     Parameters
     ----------
+    n_jobs : int or None
+        Threads that share many songs, as joblib counts them; -1 is all cores. The answer does not
+        depend on it.
     on_empty : {"error", "prior"}
         What a song without a single frame gets: an error that names it, or the class prior.
 
@@ -157,6 +169,9 @@ class MeanLogOdds(_Average):
 
     Parameters
     ----------
+    n_jobs : int or None
+        Threads that share many songs, as joblib counts them; -1 is all cores. The answer does not
+        depend on it.
     on_empty : {"error", "prior"}
         What a song without a single frame gets: an error that names it, or the class prior.
 
