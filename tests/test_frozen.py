@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 import torch
@@ -126,6 +127,7 @@ def test_every_input_gives_the_same_songs(tmp_path: Path, batch_size: int) -> No
         (on_disk, pd.Series(ids)),
         (as_table(FRAMES), "song"),
         (pa.table(as_table(FRAMES)), "song"),
+        (pl.from_pandas(as_table(FRAMES)), "song"),
     ]
     for given in inputs:
         songs = score(softmax, *given, batch_size=batch_size)
