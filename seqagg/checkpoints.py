@@ -18,17 +18,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from seqagg.engines import engine_in_use
 from seqagg.errors import ModelFileError
 from seqagg.model_file import SUFFIX, read_model, versions, write_model
 from seqagg.songs import Songs
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
+Written = Callable[[], object]
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 EVERY = 2.0
 """Seconds of work that may be lost."""
@@ -47,14 +52,23 @@ class Checkpoints:
         Why something could not be written. The fit goes on without.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, about: str, every: float | None, written: Written) -> None:
         self.folder = folder
+        self.about = about
+        self.every = every
+        self.written = written
         self.resumed = False
         self.problem: str | None = None
 
 
 @contextlib.contextmanager
-def checkpoints(folder: str | os.PathLike[str]) -> Iterator[Checkpoints]:
+def checkpoints(
+    folder: str | os.PathLike[str],
+    *,
+    about: str = "",
+    every: float | None = None,
+    written: Written = lambda: None,
+) -> Iterator[Checkpoints]:
     """Let the fits within the block go on where a killed one stopped, with the same outcome.
 
     On a CPU it is the same to the bit. The folder is removed when the block ends well, and kept
@@ -64,6 +78,12 @@ def checkpoints(folder: str | os.PathLike[str]) -> Iterator[Checkpoints]:
     ----------
     folder : path-like
         Of its own: nothing else should be in it.
+    about : str
+        What decides the outcome beside the fit itself.
+    every : float, optional
+        Seconds of work that may be lost, `EVERY` by default.
+    written : callable
+        Called after each time that something was to be written.
 
     Yields
     ------
@@ -78,7 +98,7 @@ def checkpoints(folder: str | os.PathLike[str]) -> Iterator[Checkpoints]:
     >>> Path("gru.partial").exists()
     False
     """
-    store = Checkpoints(Path(folder))
+    store = Checkpoints(Path(folder), about, every, written)
     token = _store.set(store)
     try:
         yield store
@@ -112,19 +132,44 @@ class Stage:
         if name in self._known:
             return self._known.pop(name)
         arrays = compute()
-        if self._store is not None:
-            self._new[name] = arrays
-            if self.is_due("part"):
-                flat = {f"{n}/{own}": a for n, part in self._new.items() for own, a in part.items()}
-                self._n_parts += self.write(f"part {self._n_parts}", {}, flat)
-                self._new, self._written["part"] = {}, time.monotonic()
+        self._add(name, arrays)
         return arrays
+
+    def each(
+        self, function: Callable[[S, T], Arrays], shared: S, items: Mapping[str, T]
+    ) -> Iterator[tuple[str, Arrays]]:
+        """Arrays that tasks of the engine in use give, as `once`; in the order in which they come.
+
+        Parameters
+        ----------
+        function, shared
+            As `Engine.run` takes them.
+        items : mapping
+            Name of what is kept -> item.
+        """
+        missing = [name for name in items if name not in self._known]
+        for name in [name for name in items if name in self._known]:
+            yield name, self._known.pop(name)
+        for i, arrays in engine_in_use().run(function, shared, [items[name] for name in missing]):
+            self._add(missing[i], arrays)
+            yield missing[i], arrays
+
+    def _add(self, name: str, arrays: Arrays) -> None:
+        """Keep it, sooner or later."""
+        if self._store is None:
+            return
+        self._new[name] = arrays
+        if self.is_due("part"):
+            flat = {f"{n}/{own}": a for n, part in self._new.items() for own, a in part.items()}
+            self._n_parts += self.write(f"part {self._n_parts}", {}, flat)
+            self._new, self._written["part"] = {}, time.monotonic()
 
     def is_due(self, name: str) -> bool:
         """Whether it is worth writing again what has that name."""
         if self._store is None:
             return False
-        return time.monotonic() - self._written.get(name, self._begun) >= EVERY
+        every = EVERY if self._store.every is None else self._store.every
+        return time.monotonic() - self._written.get(name, self._begun) >= every
 
     def write(self, name: str, header: Mapping[str, Any], arrays: Arrays) -> bool:
         """Keep something under a name, in place of what was there; whether that went well."""
@@ -137,6 +182,8 @@ class Stage:
         except ModelFileError as error:  # a full disk must not cost the fit itself
             self._store.problem = str(error)
             return False
+        finally:
+            self._store.written()
         return True
 
     def read(self, name: str) -> tuple[dict[str, Any], Arrays] | None:
@@ -166,7 +213,9 @@ def stage_of(
 ) -> Iterator[None]:
     """Make the stage of a fit to songs, as private methods see them, the current one."""
     store = _store.get()
-    stage = Stage() if store is None else Stage(store, _key(aggregator, songs, y, groups))
+    stage = (
+        Stage() if store is None else Stage(store, _key(store.about, aggregator, songs, y, groups))
+    )
     token = _stage.set(stage)
     try:
         yield
@@ -179,12 +228,12 @@ def current_stage() -> Stage:
     return _stage.get(Stage())
 
 
-def _key(aggregator: Any, songs: Songs, *targets: npt.NDArray[np.int64]) -> str:
+def _key(about: str, aggregator: Any, songs: Songs, *targets: npt.NDArray[np.int64]) -> str:
     """Hash of all that decides the outcome of a fit."""
     cls = type(aggregator)
-    digest = hashlib.sha256(f"{cls.__module__}:{cls.__qualname__} {versions()}".encode())
-    about = ("n_features_in_", "_columns_are_classes", "multilabel_", "_feature_shape")
-    said = {name: getattr(aggregator, name, None) for name in about}
+    digest = hashlib.sha256(f"{cls.__module__}:{cls.__qualname__} {versions()} {about}".encode())
+    learnt = ("n_features_in_", "_columns_are_classes", "multilabel_", "_feature_shape")
+    said = {name: getattr(aggregator, name, None) for name in learnt}
     digest.update(f"{said} {len(aggregator.classes_)}".encode())
     for name, value in sorted(aggregator.get_params(deep=False).items()):
         digest.update(f"{name}={value!r}".encode())

@@ -17,10 +17,10 @@ from sklearn.metrics import log_loss
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-import seqagg.aggregators.network
+import seqagg.aggregators.batches
 from seqagg import GRUAggregator, MeanLogOdds, Songs, load
+from seqagg.aggregators.batches import Batches
 from seqagg.aggregators.gru import SongNetwork
-from seqagg.aggregators.network import Batches
 from seqagg.aggregators.start import AverageStart
 from seqagg.errors import ParameterError
 from seqagg.kernels.gru import pooled_states
@@ -409,7 +409,7 @@ class TestCrops:
     def test_songs_too_long_for_their_batch_come_in_parts(
         self, limit: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(seqagg.aggregators.network, "_PADDED_FRAMES", limit)
+        monkeypatch.setattr(seqagg.aggregators.batches, "_PADDED_FRAMES", limit)
         everyone, rng = np.arange(len(self.WHOLE)), np.random.default_rng(0)
         (batch,) = self.batches().shuffled(everyone, 10, 1.0, rng)
         parts = [*batch, *self.batches().sorted(everyone, 10)]
@@ -423,7 +423,7 @@ class TestCrops:
         settings: Any = {"epochs": 3, "n_folds": 2, "dropout": 0.0, "noise": 0.0, "batch_size": 16}
         songs = order_songs(24)
         whole = GRUAggregator(**settings).fit(songs)
-        monkeypatch.setattr(seqagg.aggregators.network, "_PADDED_FRAMES", 30)
+        monkeypatch.setattr(seqagg.aggregators.batches, "_PADDED_FRAMES", 30)
         parts = GRUAggregator(**settings).fit(songs)
         for one, other in zip(whole.history_, parts.history_, strict=True):
             for a, b in zip(one, other, strict=True):

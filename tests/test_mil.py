@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import seqagg
+from seqagg.aggregators.batches import Batches
 from seqagg.aggregators.mil import _POOLINGS, MILAggregator, PooledNetwork
-from seqagg.aggregators.network import Batches, network_scores
+from seqagg.aggregators.network import network_scores
 from seqagg.errors import ModelFileError, ParameterError, SongError
 
 FAST: dict[str, Any] = {"epochs": 3, "hidden_size": 8}

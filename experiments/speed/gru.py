@@ -30,8 +30,9 @@ from experiments.speed.contest import (
 )
 from experiments.speed.peers import installed
 from seqagg import Songs
+from seqagg.aggregators.batches import Batches
 from seqagg.aggregators.gru import SongNetwork
-from seqagg.aggregators.network import Batches, network_scores, song_loss
+from seqagg.aggregators.network import network_scores, song_loss
 from seqagg.aggregators.start import center_and_spread, identity_start
 
 N_COLUMNS = 10

@@ -16,13 +16,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from seqagg.aggregators.base import Array, Floats, Ints, OnEmpty
+from seqagg.aggregators.batches import heard
 from seqagg.aggregators.network import (
-    Dropout,
     NetworkAggregator,
-    Noise,
     check_count,
     check_range,
-    heard,
     mean_probability,
 )
 from seqagg.aggregators.start import (
@@ -33,6 +31,7 @@ from seqagg.aggregators.start import (
     center_and_spread,
     make_start,
 )
+from seqagg.aggregators.team import Dropout, Noise
 from seqagg.averages import Averages, RunningAverages
 from seqagg.errors import ParameterError
 from seqagg.kernels.gru import pooled_states

@@ -20,12 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from seqagg.aggregators.base import Array, Floats, Ints, OnEmpty
+from seqagg.aggregators.batches import heard
 from seqagg.aggregators.network import (
-    Dropout,
     NetworkAggregator,
     check_count,
     check_range,
-    heard,
 )
 from seqagg.aggregators.start import (
     CLIP,
@@ -34,6 +33,7 @@ from seqagg.aggregators.start import (
     center_and_spread,
     make_linear_start,
 )
+from seqagg.aggregators.team import Dropout
 from seqagg.errors import ModelFileError, ParameterError, SongError
 from seqagg.songs import Songs, as_songs
 from seqagg.streaming import Memory

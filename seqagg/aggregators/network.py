@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -20,9 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, from_text_array, text_array
-from seqagg.aggregators.training import Training
+from seqagg.aggregators.batches import SCORED_SONGS, Batches
+from seqagg.aggregators.lessons import Lesson, Turn, lessons_without
+from seqagg.aggregators.team import ALONE, Chance, Team, current_team, set_chance
+from seqagg.aggregators.training import History, Training
 from seqagg.calibration import calibrated_losses
 from seqagg.checkpoints import Stage, current_stage
+from seqagg.engines import engine_in_use
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import Fold, grouped_folds
 from seqagg.progress import steps
@@ -33,87 +37,6 @@ _EPOCHS = 30
 _FEWEST_STEPS = 600
 _MOST_EPOCHS = 120
 """Where `epochs` is "auto": passes, and more for songs too few to make as many steps."""
-
-_SCORED_SONGS = 128
-"""Songs per batch outside training: the states of more do not stay in the cache."""
-
-_HEARD_FRAMES = 2**13
-"""Frames that streams hear at a time, if that makes more songs: most bring a single one."""
-
-
-_PADDED_FRAMES = 1 << 17
-"""Frames per batch, padding included: more would not be faster, and take memory."""
-
-Padded = tuple[Ints, Tensor, Tensor]
-"""Songs, their frames of shape (n_songs, longest, n_columns), and their lengths."""
-
-_FARTHEST = 1e30
-"""Values beyond this count as this, so that float32 holds the sum over a song's frames."""
-
-
-class Batches:
-    """Songs as padded batches of similar length."""
-
-    def __init__(self, songs: Songs, device: torch.device) -> None:
-        values = songs.values
-        if values.size and not -_FARTHEST <= values.min() <= values.max() <= _FARTHEST:
-            values = values.clip(-_FARTHEST, _FARTHEST)
-        self.values = torch.as_tensor(values, device=device)
-        self.first = songs.offsets[:-1]
-        self.lengths = songs.lengths
-        self.device = device
-
-    def padded(self, first: Ints, lengths: Ints) -> tuple[Tensor, Tensor]:
-        """Frames of shape (n_songs, longest, n_columns), and lengths."""
-        rows = first[:, None] + np.arange(lengths.max())
-        # Padding repeats a frame that exists; the network does not look at it.
-        rows = np.minimum(rows, (first + lengths - 1)[:, None])
-        index = torch.as_tensor(rows, device=self.device)
-        return self.values[index], torch.as_tensor(lengths, device=self.device)
-
-    def shuffled(
-        self, songs: Ints, batch_size: int, min_crop: float, rng: np.random.Generator
-    ) -> Iterator[list[Padded]]:
-        """Every song once, as a random contiguous crop, in random batches of similar length.
-
-        A batch comes in parts, one unless its padding would be too much.
-        """
-        whole = self.lengths[songs]
-        share = rng.uniform(min_crop, 1.0, len(songs))
-        lengths = np.maximum(1, np.rint(whole * share)).astype(np.int64)
-        first = self.first[songs] + (rng.random(len(songs)) * (whole - lengths + 1)).astype(int)
-        # A little noise on the length keeps the same songs from meeting in every epoch.
-        order = np.argsort(lengths * rng.uniform(0.9, 1.1, len(songs)), kind="stable")
-        batches = np.array_split(order, max(1, math.ceil(len(order) / batch_size)))
-        for i in rng.permutation(len(batches)):
-            chosen = batches[i]
-            if len(chosen) * lengths[chosen].max() > _PADDED_FRAMES:
-                chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
-            parts = _parts(chosen, lengths, batch_size)
-            yield [(songs[part], *self.padded(first[part], lengths[part])) for part in parts]
-
-    def sorted(self, songs: Ints, batch_size: int) -> Iterator[Padded]:
-        """Every song once and whole, by length; positions within `songs` come with them."""
-        order = np.argsort(self.lengths[songs], kind="stable")
-        for chosen in _parts(order, self.lengths[songs], batch_size):
-            index = songs[chosen]
-            yield (chosen, *self.padded(self.first[index], self.lengths[index]))
-
-
-def _parts(order: Ints, lengths: Ints, most: int) -> Iterator[Ints]:
-    """Cut songs, which are in the order of their lengths, where they are too many or too long."""
-    while len(order):
-        first = order[:most]
-        fit = np.arange(1, len(first) + 1) * lengths[first] <= _PADDED_FRAMES
-        n = max(1, int(fit.sum()))
-        yield order[:n]
-        order = order[n:]
-
-
-def heard(songs: Songs, device: torch.device) -> Iterator[tuple[Ints, Tensor, Tensor]]:
-    """Positions, padded frames and lengths of what streams hear, batch by batch."""
-    size = max(_SCORED_SONGS, _HEARD_FRAMES // int(songs.lengths.max()))
-    return Batches(songs, device).sorted(np.arange(len(songs)), size)
 
 
 def mean_probability(frames: Tensor, inside: Tensor, count: Tensor) -> Tensor:
@@ -130,14 +53,21 @@ def mean_probability(frames: Tensor, inside: Tensor, count: Tensor) -> Tensor:
     return torch.as_tensor((torch.sigmoid(frames) * inside).sum(dim=1) / count)
 
 
-def network_scores(network: nn.Module, batches: Batches, songs: Ints, n_classes: int) -> Floats:
-    """Scores of whole songs, shape (n_songs, n_classes), without dropout."""
+def network_scores(
+    network: nn.Module, batches: Batches, songs: Ints, n_classes: int, team: Team = ALONE
+) -> Floats:
+    """Scores of whole songs, shape (n_songs, n_classes), without dropout.
+
+    Each process of a team scores some of them, and has the scores of all.
+    """
     network.eval()
-    out = np.empty((len(songs), n_classes))
+    mine = team.mine(len(songs))
+    out = torch.zeros((len(songs), n_classes), dtype=torch.float64, device=batches.device)
+    own = out[mine]
     with torch.inference_mode():
-        for place, frames, lengths in batches.sorted(songs, _SCORED_SONGS):
-            out[place] = network(frames, lengths).double().cpu().numpy()
-    return out
+        for place, frames, lengths in batches.sorted(songs[mine], SCORED_SONGS):
+            own[place] = network(frames, lengths).double()
+    return team.sum(out).cpu().numpy()
 
 
 def as_target(y: Ints) -> Tensor:
@@ -160,47 +90,6 @@ def song_loss(scores: Tensor, target: Tensor) -> Tensor:
     return entropy(scores, target.to(scores.dtype), reduction="sum") / len(target)
 
 
-class Dropout(nn.Module):
-    """Dropout whose chance is its own, so that networks can be trained in threads."""
-
-    generator: torch.Generator | None = None
-
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        self.share = share
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Leave out a share of the values while training, and make up for it in the others."""
-        if not self.training or self.share == 0:
-            return x
-        kept = torch.rand(x.shape, generator=self.generator, device=x.device) >= self.share
-        return torch.as_tensor(x * kept / (1 - self.share))
-
-
-class Noise(nn.Module):
-    """Gaussian noise while training, whose chance is its own."""
-
-    generator: torch.Generator | None = None
-
-    def __init__(self, deviation: float) -> None:
-        super().__init__()
-        self.deviation = deviation
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Blur the values while training."""
-        if not self.training or self.deviation == 0:
-            return x
-        noise = torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
-        return torch.as_tensor(x + self.deviation * noise)
-
-
-def set_generator(network: nn.Module, generator: torch.Generator | None) -> None:
-    """Give all dropout and noise of a network its source of chance."""
-    for module in network.modules():
-        if isinstance(module, Dropout | Noise):
-            module.generator = generator
-
-
 class NetworkAggregator(Aggregator):
     """An aggregator that averages the scores of networks, one per grouped fold.
 
@@ -210,7 +99,7 @@ class NetworkAggregator(Aggregator):
     """
 
     networks_: list[Any]
-    history_: list[list[dict[str, float]]]
+    history_: list[History]
     fit_report_: str
 
     min_crop: float
@@ -249,31 +138,59 @@ class NetworkAggregator(Aggregator):
             raise ParameterError(f"device={self.device!r}: this machine has no CUDA device")
 
     def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
-        batches = Batches(songs, self._device())
+        batches, team = Batches(songs, self._device()), current_team()
         folds = grouped_folds(y, groups, self.n_folds if self.n_folds > 1 else 5, self.random_state)
         folds = folds[: self.n_folds] or [(np.arange(len(y)), np.arange(0))]
+        # One after the other: all chance of a new network is PyTorch's global one.
+        networks = [self._seeded_network(songs, y, fold, i) for i, fold in enumerate(folds)]
+        turns = [
+            Turn(i, *fold, team, lessons_without(self, songs, fold[1], groups))
+            for i, fold in enumerate(folds)
+        ]
         title = type(self).__name__.removesuffix("Aggregator")
-        with steps(title, sum(self._n_epochs(len(learn)) for learn, _ in folds)) as step:
-            # One after the other: all chance of a new network is PyTorch's global one.
-            networks = [self._seeded_network(songs, y, fold, i) for i, fold in enumerate(folds)]
-            alone = not self._has_own_chance()
-            train: Any = self._train_alone if alone else self._train
-            stage = current_stage()  # here: the threads of the networks know of none
-            tasks = [
-                partial(train, network.to(batches.device), batches, y, fold, i, step, stage)
-                for i, (network, fold) in enumerate(zip(networks, folds, strict=True))
-            ]
-            self.history_ = side_by_side(tasks, 1 if alone else self.n_jobs)
+        if batches.device.type == "cpu" and not engine_in_use().alone:
+            with steps(title, len(folds)) as step:
+                self.history_ = self._train_elsewhere(networks, songs, y, turns, step)
+        else:
+            with steps(title, sum(self._n_epochs(len(learn)) for learn, _ in folds)) as step:
+                self.history_ = self._train_here(networks, batches, y, turns, step)
         self.networks_ = networks
         self.fit_report_ = self._report()
         held_out = np.zeros((len(y), len(self.classes_)))
         tried = np.zeros(len(y), dtype=bool)
         for network, (_, held) in zip(networks, folds, strict=True):
-            held_out[held] = self._network_scores(network, batches, held)
+            held_out[held] = self._network_scores(network, batches, held, team)
             tried[held] = True
         if not tried.all():
-            held_out[~tried] = self._mean_scores(batches, np.flatnonzero(~tried))
+            held_out[~tried] = self._mean_scores(batches, np.flatnonzero(~tried), team)
         return held_out
+
+    def _train_here(
+        self, networks: list[nn.Module], batches: Batches, y: Ints, turns: list[Turn], step: Any
+    ) -> list[History]:
+        """Train in threads, or as one of a team."""
+        stage = current_stage()  # here: the threads of the networks know of none
+        tasks = [
+            partial(self._train, network.to(batches.device), batches, y, turn, step, stage)
+            for network, turn in zip(networks, turns, strict=True)
+        ]
+        in_turn = not self._has_own_chance() or turns[0].team.size > 1
+        return side_by_side(tasks, 1 if in_turn else self.n_jobs)
+
+    def _train_elsewhere(
+        self, networks: list[nn.Module], songs: Songs, y: Ints, turns: list[Turn], step: Any
+    ) -> list[History]:
+        """Train each network as a task of the engine in use."""
+        tasks = {f"fold {t.number}": (n, t) for n, t in zip(networks, turns, strict=True)}
+        histories: dict[int, History] = {}
+        for name, arrays in current_stage().each(_train_one, (self, songs, y), tasks):
+            network, turn = tasks[name]
+            histories[turn.number] = from_text_array(arrays["history"])
+            state = {n: torch.tensor(a) for n, a in arrays.items() if n != "history"}
+            network.load_state_dict(state)
+            network.eval()
+            step(name)
+        return [histories[turn.number] for turn in turns]
 
     def _seeded_network(self, songs: Songs, y: Ints, fold: Fold, number: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -287,104 +204,123 @@ class NetworkAggregator(Aggregator):
         """Whether all dropout of the networks is `Dropout`, none PyTorch's with its global one."""
         return True
 
-    def _train_alone(self, network: nn.Module, batches: Batches, y: Ints, *rest: Any) -> Any:
-        """Train with PyTorch's global generator seeded, and put back as it was."""
-        devices = [batches.device] if batches.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self._seed(rest[1]))
-            return self._train(network, batches, y, *rest)
-
     def _train(
         self,
         network: nn.Module,
         batches: Batches,
         y: Ints,
-        fold: Fold,
-        number: int,
+        turn: Turn,
         step: Any,
         stage: Stage,
         go_on: Callable[[], None],
-    ) -> list[dict[str, float]]:
+    ) -> History:
         """Train in place; leave the network as it was in its best epoch."""
-        learn, held = fold
-        n_epochs = self._n_epochs(len(learn))
+        if self._has_own_chance():
+            return self._train_by(network, batches, y, turn, step, stage, go_on)
+        # With PyTorch's global generator seeded, and put back as it was.
+        devices = [batches.device] if batches.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self._seed(turn.number) + turn.team.rank)
+            return self._train_by(network, batches, y, turn, step, stage, go_on)
+
+    def _train_by(
+        self,
+        network: nn.Module,
+        batches: Batches,
+        y: Ints,
+        turn: Turn,
+        step: Any,
+        stage: Stage,
+        go_on: Callable[[], None],
+    ) -> History:
+        n_epochs = self._n_epochs(len(turn.learn))
         patience = n_epochs // 2 if self.patience == "auto" else self.patience
-        target = as_target(y).to(batches.device)
+        lesson = Lesson(batches, turn.learn, as_target(y).to(batches.device))
         before = {"epoch": 0, "crops": math.nan}
-        history = [before | {"held_out": self._loss(network, batches, held, y)}]
-        training = self._new_training(network, batches, len(learn), number, history)
-        name = f"network {number}"
+        history = [before | {"held_out": self._loss(network, batches, y, turn)}]
+        training = self._new_training(network, batches, turn, history)
+        name = f"network {turn.number}"
         training.take_up(stage, name)
         for _ in training.history[1:]:
             step("")
-        set_generator(network, training.generator)
+        chance = Chance(training.generator, turn.team)
+        set_chance(network, chance)
         for epoch in range(len(training.history), n_epochs + 1):
             if epoch - 1 - training.best_epoch >= patience:
                 break
-            crops = self._train_epoch(training, batches, learn, target, go_on)
-            held_out = self._loss(network, batches, held, y)
+            if turn.lessons is not None:
+                lesson = self._other_songs(turn.lessons(epoch - 1), len(turn.learn))
+            crops = self._train_epoch(training, lesson, chance, go_on)
+            held_out = self._loss(network, batches, y, turn)
             training.note({"epoch": epoch, "crops": crops, "held_out": held_out})
             training.keep(stage, name)
             step(f"held-out loss {held_out:.3f}")
         network.load_state_dict(training.best)
         network.eval()
-        set_generator(network, None)
+        set_chance(network, None)
         return training.history
 
+    def _other_songs(self, found: tuple[Songs, Ints], most: int) -> Lesson:
+        songs, y = found
+        batches = Batches(songs, self._device())
+        # No more than the schedule has steps for.
+        return Lesson(batches, np.arange(min(len(y), most)), as_target(y).to(batches.device))
+
     def _new_training(
-        self,
-        network: nn.Module,
-        batches: Batches,
-        n_songs: int,
-        number: int,
-        history: list[dict[str, float]],
+        self, network: nn.Module, batches: Batches, turn: Turn, history: History
     ) -> Training:
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
         )
+        n_songs = len(turn.learn)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             self.learning_rate,
             total_steps=self._n_epochs(n_songs) * self._n_batches(n_songs) + 1,
         )
-        rng = np.random.default_rng([self.random_state, number, 1])
-        generator = torch.Generator(batches.device).manual_seed(self._seed(number))
+        rng = np.random.default_rng([self.random_state, turn.number, 1])
+        generator = torch.Generator(batches.device).manual_seed(self._seed(turn.number))
         alone = not self._has_own_chance()
         return Training(network, optimizer, schedule, rng, generator, alone, history)
 
     def _train_epoch(
-        self,
-        training: Training,
-        batches: Batches,
-        songs: Ints,
-        target: Tensor,
-        go_on: Callable[[], None],
+        self, training: Training, lesson: Lesson, chance: Chance, go_on: Callable[[], None]
     ) -> float:
         """Hear every song once; gives the loss on crops, in nats per song."""
-        network, optimizer = training.network, training.optimizer
+        network, optimizer, team = training.network, training.optimizer, chance.team
         network.train()
         total = 0.0
-        for batch in batches.shuffled(songs, self.batch_size, self.min_crop, training.rng):
+        for batch in lesson.batches.shuffled(
+            lesson.songs, self.batch_size, self.min_crop, training.rng
+        ):
             optimizer.zero_grad()
             n_songs = sum(len(index) for index, _, _ in batch)
             for index, frames, lengths in batch:
                 go_on()
-                loss = song_loss(network(frames, lengths), target[index]) * (len(index) / n_songs)
-                loss.backward()  # type: ignore[no-untyped-call]
+                chance.n_songs = len(index)
+                mine = team.mine(len(index))
+                own = index[mine]
+                if len(own) == 0:  # with nothing to hear, to draw and to add as much as the others
+                    loss = 0 * network(frames[:1], lengths[:1]).sum()
+                else:
+                    scores = network(frames[mine], lengths[mine])
+                    loss = song_loss(scores, lesson.target[own]) * (len(own) / n_songs)
+                loss.backward()
                 total += float(loss.detach()) * n_songs
+            team.sum_gradients(network)
             nn.utils.clip_grad_norm_(network.parameters(), self.max_gradient)
             optimizer.step()
             training.schedule.step()
-        return total / len(songs)
+        everyone = torch.tensor(total, dtype=torch.float64, device=lesson.batches.device)
+        return float(team.sum(everyone)) / len(lesson.songs)
 
-    def _loss(self, network: nn.Module, batches: Batches, songs: Ints, y: Ints) -> float:
-        if len(songs) == 0:
+    def _loss(self, network: nn.Module, batches: Batches, y: Ints, turn: Turn) -> float:
+        if len(turn.held) == 0:
             return math.nan
         # Calibrated, as scores will be in the end: songs of a group that the network has never
         # heard make it too sure of itself long before it stops telling them better apart.
-        return float(
-            calibrated_losses(self._network_scores(network, batches, songs), y[songs]).mean()
-        )
+        scores = self._network_scores(network, batches, turn.held, turn.team)
+        return float(calibrated_losses(scores, y[turn.held]).mean())
 
     def _n_batches(self, n_songs: int) -> int:
         return max(1, math.ceil(n_songs / self.batch_size))
@@ -396,16 +332,19 @@ class NetworkAggregator(Aggregator):
         enough = math.ceil(_FEWEST_STEPS / self._n_batches(n_songs))
         return min(max(_EPOCHS, enough), _MOST_EPOCHS)
 
-    def _network_scores(self, network: nn.Module, batches: Batches, songs: Ints) -> Floats:
-        return network_scores(network, batches, songs, len(self.classes_))
+    def _network_scores(
+        self, network: nn.Module, batches: Batches, songs: Ints, team: Team
+    ) -> Floats:
+        return network_scores(network, batches, songs, len(self.classes_), team)
 
-    def _mean_scores(self, batches: Batches, songs: Ints) -> Floats:
-        scores = [self._network_scores(network, batches, songs) for network in self.networks_]
+    def _mean_scores(self, batches: Batches, songs: Ints, team: Team) -> Floats:
+        scores = [self._network_scores(network, batches, songs, team) for network in self.networks_]
         return np.asarray(np.mean(scores, axis=0))
 
     def _log_scores(self, songs: Songs) -> Floats:
         with one_thread_each():
-            return self._mean_scores(Batches(songs, self._device()), np.arange(len(songs)))
+            batches = Batches(songs, self._device())
+            return self._mean_scores(batches, np.arange(len(songs)), ALONE)
 
     def _device(self) -> torch.device:
         if self.device == "auto":
@@ -453,6 +392,22 @@ class NetworkAggregator(Aggregator):
         return "\n".join(lines)
 
 
+def _train_one(
+    shared: tuple[NetworkAggregator, Songs, Ints], item: tuple[nn.Module, Turn]
+) -> dict[str, Array]:
+    """Train one network: its numbers, and how it went."""
+    (aggregator, songs, y), (network, turn) = shared, item
+    batches = Batches(songs, aggregator._device())
+
+    def nothing(*_: object) -> None:
+        pass
+
+    history = aggregator._train(network, batches, y, turn, nothing, Stage(), nothing)
+    return {n: t.numpy() for n, t in network.state_dict().items()} | {
+        "history": text_array(history)
+    }
+
+
 def check_count(name: str, value: Any) -> None:
     """Refuse what is no whole number above 0."""
     if not isinstance(value, int | np.integer) or value < 1:
@@ -465,7 +420,7 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
         raise ParameterError(f"{name}={value!r} is not in [{low}, {high}]")
 
 
-def _read_history(arrays: Mapping[str, Array]) -> list[list[dict[str, float]]]:
+def _read_history(arrays: Mapping[str, Array]) -> list[History]:
     history = from_text_array(arrays["history"])
     keys = {"epoch", "crops", "held_out"}
     if not isinstance(history, list) or not all(

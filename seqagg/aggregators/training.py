@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from seqagg.aggregators.base import from_text_array, text_array
 from seqagg.checkpoints import Stage
 
+History = list[dict[str, float]]
+"""Of each epoch, from 0 on: its number, the loss on crops and that on held-out songs, in nats."""
+
 
 @dataclass
 class Training:
@@ -42,7 +45,7 @@ class Training:
     rng: np.random.Generator
     generator: torch.Generator
     uses_global: bool
-    history: list[dict[str, float]]
+    history: History
     best: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
 
