@@ -88,6 +88,42 @@ class WholeSongs(Averages):
             return np.concatenate(list(pool.map(average, parts)))
 
 
+class HeldAverages(Averages):
+    """Averages that were made once, of songs whose frames may be gone.
+
+    Parameters
+    ----------
+    lengths : ndarray of int, shape (n_songs,)
+    arrays : mapping from name to ndarray of shape (n_songs, n_columns)
+    """
+
+    def __init__(self, lengths: Ints, arrays: Mapping[str, Floats]) -> None:
+        self.lengths = lengths
+        self._arrays = arrays
+
+    @classmethod
+    def of(cls, songs: Songs, names: Iterable[str]) -> HeldAverages:
+        """Averages of these names."""
+        whole = WholeSongs(songs)
+        return cls(songs.lengths, {name: whole[name] for name in names})
+
+    @classmethod
+    def joined(cls, parts: Iterable[HeldAverages]) -> HeldAverages:
+        """Those of all songs."""
+        listed = list(parts)
+        names = listed[0]._arrays
+        arrays = {name: np.concatenate([part[name] for part in listed]) for name in names}
+        return cls(np.concatenate([part.lengths for part in listed]), arrays)
+
+    def __getitem__(self, name: str) -> Floats:
+        return self._arrays[name]
+
+    def take(self, songs: Ints) -> HeldAverages:
+        """Those of some songs."""
+        arrays = {name: array[songs] for name, array in self._arrays.items()}
+        return HeldAverages(self.lengths[songs], arrays)
+
+
 class RunningAverages(Memory):
     """Averages of songs that are still playing.
 

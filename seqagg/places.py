@@ -178,6 +178,20 @@ def _file_system_of(scheme: str, server: str) -> Any:
         return None
 
 
+def file_system(place: Place) -> tuple[Any, str]:
+    """Arrow's file system of a place, and the path in it."""
+    from pyarrow.fs import LocalFileSystem
+
+    return (LocalFileSystem(), str(place)) if isinstance(place, Path) else _file_system(place.url)
+
+
+def remove(place: Place) -> None:
+    """Remove a folder with all that is in it, if it is there."""
+    if place.exists():
+        files, path = file_system(place)
+        files.delete_dir(path)
+
+
 def _file_system(url: str) -> tuple[Any, str]:
     """File system of a URL, and the path in it."""
     from pyarrow.fs import FSSpecHandler, PyFileSystem

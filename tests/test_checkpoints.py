@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from numpy.testing import assert_array_equal
 from torch import nn
 
-from seqagg import GRUAggregator, HMMAggregator, MILAggregator, StackingAggregator
+from seqagg import GRUAggregator, HMMAggregator, MILAggregator
 from seqagg import checkpoints as keeping
 from seqagg.aggregators import make_aggregator
 from seqagg.aggregators.base import Aggregator
@@ -147,7 +147,7 @@ def test_work_that_was_kept_is_not_done_again(
     monkeypatch.setattr(HMMAggregator, "_fit_class", never)
     monkeypatch.setattr(GRUAggregator, "_train_epoch", never)
     monkeypatch.setattr(MILAggregator, "_train_epoch", never)
-    monkeypatch.setattr(StackingAggregator, "_judge", never)
+    monkeypatch.setattr("seqagg.aggregators.stacking._judge", never)
     with keeping(tmp_path / "kept"):
         make_aggregator(name, **FITS[name]).fit(SONGS)
 

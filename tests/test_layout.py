@@ -92,6 +92,7 @@ FLOW = [
     "prediction",
     "scale",
     "large_fit",
+    "data_parallel",
     "live",
     "onnx_graph",
     "onnx_networks",

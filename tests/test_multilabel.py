@@ -39,6 +39,7 @@ from seqagg.aggregators.hmm_start import whiten_within
 from seqagg.aggregators.network import as_target, song_loss
 from seqagg.aggregators.stacking import summarize
 from seqagg.aggregators.start import calibrate, fit_logistic, make_start
+from seqagg.averages import WholeSongs
 from seqagg.calibration import fit_calibration, song_losses
 from seqagg.model_file import read_model, write_model
 from tests.conftest import COLUMNS, frames_of, integer_labels, order_free_songs, order_songs
@@ -334,7 +335,7 @@ class TestStart:
     def test_a_calibrated_start_needs_no_calibration(self, columns_are_classes: bool) -> None:
         songs = order_free_songs(600, multilabel=True)
         y = integer_labels(songs)
-        start, beta = calibrate(make_start(songs, y, 3, columns_are_classes), songs, y)
+        start, beta = calibrate(make_start(WholeSongs(songs), y, 3, columns_are_classes), songs, y)
         slope, bias = fit_calibration(beta * start.scores(songs), y)
         assert slope == pytest.approx(1, abs=0.05)
         assert_allclose(bias, 0, rtol=0, atol=0.1)
@@ -349,7 +350,7 @@ class TestNetworks:
     @pytest.mark.parametrize("cls", [GRUAggregator, MILAggregator])
     def test_the_untrained_network_is_calibrated_averaging(self, cls: Any) -> None:
         model = cls(epochs=1, learning_rate=1e-8, n_folds=1).fit(ARRAYS, Y)
-        start, beta = calibrate(make_start(SONGS, Y, 3, True), SONGS, Y)
+        start, beta = calibrate(make_start(WholeSongs(SONGS), Y, 3, True), SONGS, Y)
         # One fold of five is not learnt from, so that the calibration is nearly that of all.
         expected = beta * start.scores(QUERIES)
         assert_allclose(model.decision_function(frames_of(QUERIES)), expected, rtol=0.2, atol=0.4)

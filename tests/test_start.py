@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from seqagg import Songs
 from seqagg.aggregators.start import AverageStart, make_start, mix_averages
+from seqagg.averages import WholeSongs
 from seqagg.errors import ModelFileError
 from tests import reference, reference_models
 from tests.conftest import frames_of, integer_labels, order_free_songs
@@ -43,7 +44,7 @@ def test_scores_are_the_mix_by_loops() -> None:
 
 def test_frames_that_are_wrongly_sure_are_outvoted_by_probability() -> None:
     songs, y = songs_with_outliers(150, 0)
-    start = mix_averages(songs, y)
+    start = mix_averages(WholeSongs(songs), y)
     assert start.share > 0.9
     assert_allclose(start.weight + start.share * np.eye(3), np.eye(3), atol=1e-12)
     unseen, truth = songs_with_outliers(150, 1)
@@ -61,14 +62,14 @@ def test_hardly_worse_than_either_average(outliers: bool) -> None:
         y = integer_labels(songs)
     log_odds = AverageStart(np.eye(3), np.zeros(3)).scores(songs)
     probability = AverageStart(np.zeros((3, 3)), np.zeros(3), share=1.0).scores(songs)
-    mixed = loss(mix_averages(songs, y).scores(songs), y)
+    mixed = loss(mix_averages(WholeSongs(songs), y).scores(songs), y)
     assert mixed <= min(loss(log_odds, y), loss(probability, y)) + 0.5  # of all songs together
 
 
 def test_averages_that_mislead_altogether_stay_as_they_are() -> None:
     songs, y = songs_with_outliers(60, 0)
     wrong = songs._with(values=-songs.values)
-    start = mix_averages(wrong, y)
+    start = mix_averages(WholeSongs(wrong), y)
     assert_array_equal(start.weight, np.eye(3))
     assert start.share == 0
 
@@ -77,7 +78,7 @@ def test_averages_that_mislead_altogether_stay_as_they_are() -> None:
 def test_where_there_is_but_one_average(columns_are_classes: bool) -> None:
     """Several labels per song, or columns that are no classes."""
     songs = order_free_songs(48, multilabel=columns_are_classes)
-    start = make_start(songs, integer_labels(songs), 3, columns_are_classes)
+    start = make_start(WholeSongs(songs), integer_labels(songs), 3, columns_are_classes)
     assert start.share == 0
     assert str(start) == "the average is of log-odds"
 

@@ -483,6 +483,10 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
 
     def _check_songs(self, X: Any) -> Songs:
         check_is_fitted(self)
+        return self._of_known_columns(X)
+
+    def _of_known_columns(self, X: Any) -> Songs:
+        """Usable songs with the columns of the training songs."""
         songs = self._usable(X)
         if songs.columns is not None and self.columns_ is not None:
             return reorder_columns(songs, self.columns_)

@@ -32,7 +32,7 @@ from seqagg.aggregators.start import (
     make_start,
 )
 from seqagg.aggregators.team import Dropout, Noise
-from seqagg.averages import Averages, RunningAverages
+from seqagg.averages import Averages, RunningAverages, WholeSongs
 from seqagg.errors import ParameterError
 from seqagg.kernels.gru import pooled_states
 from seqagg.songs import Songs
@@ -335,7 +335,7 @@ class GRUAggregator(NetworkAggregator):
         return super()._fit(songs, y, groups)
 
     def _new_network(self, songs: Songs, y: Ints) -> SongNetwork:
-        start = make_start(songs, y, len(self.classes_), self._columns_are_classes)
+        start = make_start(WholeSongs(songs), y, len(self.classes_), self._columns_are_classes)
         start, scale = calibrate(start, songs, y)
         if self.base == "none":
             scale = 0.0

@@ -43,7 +43,7 @@ from seqagg.aggregators.hmm_start import (
     whiten_within,
 )
 from seqagg.aggregators.start import AverageStart, make_start
-from seqagg.averages import RunningAverages
+from seqagg.averages import RunningAverages, WholeSongs
 from seqagg.calibration import (
     AVERAGING_ERRORS,
     about_equal,
@@ -217,10 +217,7 @@ class HMMAggregator(Aggregator):
         shapes = self._shapes()
         folds = grouped_folds(y, groups, self.n_folds, self.random_state)
         with steps("hmm", len(folds) * len(shapes) + 1) as step:
-            tried = [
-                self._try_fold(songs, y, i, fold, shapes, step) for i, fold in enumerate(folds)
-            ]
-            averages, likelihoods = _gather(tried, folds, len(shapes), y, len(self.classes_))
+            averages, likelihoods = self._try_folds(songs, y, folds, shapes, step)
             best, losses = self._choose(averages, likelihoods, y, groups)
             self.shape_ = shapes[best]
             whiten = whiten_within(songs, y)
@@ -255,24 +252,26 @@ class HMMAggregator(Aggregator):
         ]
 
     def _make_start(self, songs: Songs, y: Ints) -> AverageStart:
-        return make_start(songs, y, len(self.classes_), self._columns_are_classes)
+        return make_start(WholeSongs(songs), y, len(self.classes_), self._columns_are_classes)
 
-    def _try_fold(
-        self, songs: Songs, y: Ints, number: int, fold: Fold, shapes: list[Shape], step: Any
+    def _try_folds(
+        self, songs: Songs, y: Ints, folds: list[Fold], shapes: list[Shape], step: Any
     ) -> tuple[Floats, list[Floats]]:
-        """Averages and, for each shape, log likelihoods per frame of the songs held out."""
-        learn, held = fold
-        known, unknown = songs[learn], songs[held]
-        whiten = whiten_within(known, y[learn])
-        averages = self._make_start(known, y[learn]).scores(unknown)
-        frames = whiten(known)
-        likelihoods = []
-        for shape in shapes:
-            about = f"fold {number}, {shape}"
-            fitted = self._fit_classes(frames, known.offsets, y[learn], shape, 1, about)
-            models = {k: m.parameters for k, m in fitted.items()}
-            likelihoods.append(self._likelihood(models, whiten(unknown), unknown.offsets))
-            step(str(shape))
+        """Averages and, for each shape, log likelihoods per frame, of songs held out in turn."""
+        n = len(y) if folds else 0
+        averages, *likelihoods = np.empty((1 + len(shapes), n, len(self.classes_)))
+        for learn, held in folds:
+            averages[held] = self._make_start(songs[learn], y[learn]).scores(songs[held])
+        tries = {
+            f"fold {number}, {shape}, held out": (number, i)
+            for number in range(len(folds))
+            for i, shape in enumerate(shapes)
+        }
+        shared = (self, songs, y, folds, shapes)
+        for name, found in current_stage().each(_try_one, shared, tries):
+            number, i = tries[name]
+            likelihoods[i][folds[number][1]] = found["likelihood"]
+            step(str(shapes[i]))
         return averages, likelihoods
 
     def _fit_classes(
@@ -558,23 +557,17 @@ def _songs_of_models(y: Ints) -> dict[int, Ints]:
     return {**classes, y.shape[1]: np.arange(len(y))}
 
 
-def _gather(
-    tried: list[tuple[Floats, list[Floats]]],
-    folds: list[Fold],
-    n_shapes: int,
-    y: Ints,
-    n_classes: int,
-) -> tuple[Floats, list[Floats]]:
-    """Averages and likelihoods of the folds, put back in the order of the songs."""
-    if not folds:
-        return np.empty((0, n_classes)), []
-    averages = np.empty((len(y), n_classes))
-    likelihoods = [np.empty((len(y), n_classes)) for _ in range(n_shapes)]
-    for (_, held), (average, by_shape) in zip(folds, tried, strict=True):
-        averages[held] = average
-        for out, likelihood in zip(likelihoods, by_shape, strict=True):
-            out[held] = likelihood
-    return averages, likelihoods
+def _try_one(
+    shared: tuple[HMMAggregator, Songs, Ints, list[Fold], list[Shape]], item: tuple[int, int]
+) -> dict[str, Floats]:
+    """Log likelihoods per frame of the songs held out, by models of a shape of the others."""
+    (method, songs, y, folds, shapes), (number, i) = shared, item
+    (learn, held), about = folds[number], f"fold {number}, {shapes[i]}"
+    known, unknown = songs[learn], songs[held]
+    whiten = whiten_within(known, y[learn])
+    fitted = method._fit_classes(whiten(known), known.offsets, y[learn], shapes[i], 1, about)
+    models = {k: m.parameters for k, m in fitted.items()}
+    return {"likelihood": method._likelihood(models, whiten(unknown), unknown.offsets)}
 
 
 def _fit_with_hmmlearn(

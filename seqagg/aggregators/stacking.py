@@ -9,7 +9,7 @@ of frames survives in the parts of the song and in which column follows which.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from seqagg.aggregators.base import (
     text_array,
 )
 from seqagg.aggregators.start import AverageStart, fit_logistic, make_start, mixed_classes
-from seqagg.averages import RunningAverages
+from seqagg.averages import Averages, HeldAverages, RunningAverages
 from seqagg.calibration import (
     AVERAGING_ERRORS,
     about_equal,
@@ -40,7 +40,7 @@ from seqagg.calibration import (
 from seqagg.checkpoints import current_stage
 from seqagg.classifier_file import PARAMETER, dump_classifiers, load_classifiers
 from seqagg.errors import ModelFileError, ParameterError
-from seqagg.folds import grouped_folds
+from seqagg.folds import Fold, grouped_folds
 from seqagg.kernels.segments import segment_max, segment_mean, segment_sum
 from seqagg.progress import steps
 from seqagg.songs import Songs
@@ -194,6 +194,14 @@ _ALL = "all classes"
 """Name in a model file of a classifier that tells all classes apart."""
 
 
+@dataclass(frozen=True)
+class Summaries:
+    """What a stack learns from."""
+
+    features: Floats  # (n_songs, n_features)
+    averages: HeldAverages
+
+
 class StackingAggregator(Aggregator):
     """Give a scikit-learn classifier a summary of each song, and listen to averaging too.
 
@@ -254,25 +262,38 @@ class StackingAggregator(Aggregator):
             raise ParameterError("the classifier of a stack needs predict_proba")
 
     def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
-        n_classes = len(self.classes_)
-        features = summarize(songs, self.n_parts)
+        return self._learn(self._summaries(songs), y, groups)
+
+    def _summaries(self, songs: Songs) -> Summaries:
+        mixed = self._columns_are_classes and not self.multilabel_
+        names = ("log_odds", "probability") if mixed else ("log_odds",)
+        return Summaries(summarize(songs, self.n_parts), HeldAverages.of(songs, names))
+
+    def _learn(self, songs: Summaries, y: Ints, groups: Ints) -> Floats | None:
+        """Fit to songs whose frames are not asked for again; gives what `_fit` does."""
+        n_classes, features = len(self.classes_), songs.features
         folds = grouped_folds(y, groups, self.n_folds, self.random_state)
         ridges = self.ridges if self.classifier is None else (1.0,)
         averages = np.empty((len(y), n_classes))
         stacked = np.empty((len(ridges), len(y), n_classes))
-        with steps("stack", len(folds) * len(ridges) + 1) as step:
-            for number, (learn, held) in enumerate(folds):
-                averages[held] = self._make_start(songs[learn], y[learn]).scores(songs[held])
-                for i, ridge in enumerate(ridges):
-                    judge = partial(self._judge, features, y, learn, held, ridge)
-                    found = current_stage().once(f"fold {number}, ridge {ridge}", judge)
-                    stacked[i, held] = found["scores"]
-                    step("")
+        tries = {
+            f"fold {number}, ridge {ridge}": (i, fold, ridge)
+            for number, fold in enumerate(folds)
+            for i, ridge in enumerate(ridges)
+        }
+        with steps("stack", len(tries) + 1) as step:
+            for learn, held in folds:
+                start = self._make_start(songs.averages.take(learn), y[learn])
+                averages[held] = start.scores_of(songs.averages.take(held))
+            for name, found in current_stage().each(_judge, (self, features, y), tries):
+                i, (_, held), _ = tries[name]
+                stacked[i, held] = found["scores"]
+                step("")
             self.weights_ = np.array([1.0, 0.0])
             best = 0
             if folds:
                 best = self._choose(stacked, averages, y, groups)
-            self._start = self._make_start(songs, y)
+            self._start = self._make_start(songs.averages, y)
             self._model = self._fit_classifier(features, y, ridges[best])
             self._bytes = None
             step("")
@@ -282,13 +303,6 @@ class StackingAggregator(Aggregator):
             f"{'log-odds' if self.multilabel_ else 'log P'} + {b:.3g} average"
         )
         return a * stacked[best] + b * averages if folds else None
-
-    def _judge(
-        self, features: Floats, y: Ints, learn: Ints, held: Ints, ridge: float
-    ) -> dict[str, Floats]:
-        """Scores of the songs held out, by a classifier of the others."""
-        model = self._fit_classifier(features[learn], y[learn], ridge)
-        return {"scores": self._log_proba(model, features[held])}
 
     def _choose(self, stacked: Floats, averages: Floats, y: Ints, groups: Ints) -> int:
         """Ridge with the lowest loss on held-out songs; sets the weights of its mix.
@@ -304,8 +318,8 @@ class StackingAggregator(Aggregator):
         self.weights_ = averaging if kept else fits[best][0]
         return best
 
-    def _make_start(self, songs: Songs, y: Ints) -> AverageStart:
-        return make_start(songs, y, len(self.classes_), self._columns_are_classes)
+    def _make_start(self, averages: Averages, y: Ints) -> AverageStart:
+        return make_start(averages, y, len(self.classes_), self._columns_are_classes)
 
     def _fit_classifier(self, features: Floats, y: Ints, ridge: float) -> Any:
         if y.ndim == 2 and self.classifier is not None:
@@ -392,6 +406,15 @@ class StackingAggregator(Aggregator):
         if self.multilabel_:
             return _OneVsRest({int(k): model for k, model in fitted.items()}, arrays["bias"])
         return _Own(fitted[_ALL], n_classes)
+
+
+def _judge(
+    shared: tuple[StackingAggregator, Floats, Ints], item: tuple[int, Fold, float]
+) -> dict[str, Floats]:
+    """Scores of the songs held out, by a classifier of the others."""
+    (stack, features, y), (_, (learn, held), ridge) = shared, item
+    model = stack._fit_classifier(features[learn], y[learn], ridge)
+    return {"scores": stack._log_proba(model, features[held])}
 
 
 class _Listening(RunningAverages):

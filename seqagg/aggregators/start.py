@@ -27,7 +27,6 @@ from seqagg.calibration import (
     smoothed_prior,
 )
 from seqagg.errors import ModelFileError
-from seqagg.kernels.segments import segment_mean
 from seqagg.songs import Songs
 
 _RIDGE = 0.1
@@ -111,20 +110,22 @@ def log_mean_probability(averages: Averages) -> Floats:
     return np.asarray(np.log(np.maximum(averages["probability"], LEAST_PROBABILITY)))
 
 
-def make_start(songs: Songs, y: Ints, n_classes: int, columns_are_classes: bool) -> AverageStart:
-    """Start for these training songs, by what their columns are."""
-    return mix_averages(songs, y) if columns_are_classes else fit_start(songs, y, n_classes)
+def make_start(
+    averages: Averages, y: Ints, n_classes: int, columns_are_classes: bool
+) -> AverageStart:
+    """Start for training songs of these averages, by what their columns are."""
+    return mix_averages(averages, y) if columns_are_classes else fit_start(averages, y, n_classes)
 
 
-def mix_averages(songs: Songs, y: Ints) -> AverageStart:
+def mix_averages(averages: Averages, y: Ints) -> AverageStart:
     """Mix of the two averages that makes the labels likeliest; its weights sum to 1.
 
     With several labels per song it is the mean log-odds alone.
     """
-    plain = identity_start(songs.n_columns)
+    plain = identity_start(averages["log_odds"].shape[1])
     if y.ndim == 2:
         return plain
-    parts = np.stack([plain.scores(songs), log_mean_probability(WholeSongs(songs))])
+    parts = np.stack([plain.scores_of(averages), log_mean_probability(averages)])
     log_odds, probability = fit_mixture_weights(parts, y, around=np.array([1.0, 0.0]))[0]
     total = log_odds + probability
     # Averages that mislead altogether get no weight, and are then as good as each other.
@@ -137,7 +138,9 @@ def make_linear_start(
     songs: Songs, y: Ints, n_classes: int, columns_are_classes: bool
 ) -> AverageStart:
     """Start that is linear in the mean log-odds: these alone, where columns are classes."""
-    return identity_start(n_classes) if columns_are_classes else fit_start(songs, y, n_classes)
+    if columns_are_classes:
+        return identity_start(n_classes)
+    return fit_start(WholeSongs(songs), y, n_classes)
 
 
 def calibrate(start: AverageStart, songs: Songs, y: Ints) -> tuple[AverageStart, float]:
@@ -155,9 +158,9 @@ def center_and_spread(songs: Songs) -> tuple[Floats, Floats]:
     return values.mean(axis=0), np.maximum(values.std(axis=0), 1e-3)
 
 
-def fit_start(songs: Songs, y: Ints, n_classes: int) -> AverageStart:
+def fit_start(averages: Averages, y: Ints, n_classes: int) -> AverageStart:
     """Start of songs whose columns are not the classes, learnt from their means."""
-    mean = segment_mean(songs.values, songs.offsets)
+    mean = averages["log_odds"]
     center = mean.mean(axis=0)
     spread = np.maximum(mean.std(axis=0), 1e-6)
     found = fit_logistic((mean - center) / spread, y, n_classes, _RIDGE)
