@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from seqagg.checkpoints import checkpoints
 from seqagg.engines import Engine, TaskError, ray_cluster
 from seqagg.errors import ParameterError, SeqaggError
-from seqagg.places import everywhere, file_system, place_of
+from seqagg.places import everywhere, file_system, place_of, remove
 from seqagg.progress import waiting
 
 if TYPE_CHECKING:
@@ -97,11 +97,19 @@ def fit_together(
         raise ParameterError(f"n_workers={n_workers} is below 1")
     aggregator._check_parameters()
     engine = engine or Engine("ray")
-    n_cores = max(n_workers, engine.jobs or os.cpu_count() or 1)
-    with ray_cluster(n_cores, engine.address) as ray, waiting(f"train by {n_workers} processes"):
+    most = max(n_workers, engine.jobs or os.cpu_count() or 1)
+    with ray_cluster(most, engine.address) as ray, waiting(f"train by {n_workers} processes"):
         work = _Work(aggregator, ray.put(songs), lessons, about)
-        n_gpus = 0 if aggregator.device == "cpu" else ray.cluster_resources().get("GPU", 0)
-        answer = _train(work, n_workers, n_gpus >= n_workers, folder, engine.retries)
+        there = ray.cluster_resources()
+        on_gpus = aggregator.device != "cpu" and there.get("GPU", 0) >= n_workers
+        if not on_gpus and there.get("CPU", 0) < n_workers:
+            n_cores = int(there.get("CPU", 0))
+            raise ParameterError(
+                f"{n_workers} workers need as many cores; the cluster has {n_cores}"
+            )
+        answer = _train(work, n_workers, on_gpus, folder, engine.retries)
+    # It may be gone on from until the answer is there.
+    remove(place_of(folder) / _RUN)
     if isinstance(answer, SeqaggError):
         raise answer
     with tempfile.TemporaryDirectory(prefix="seqagg-") as scratch:

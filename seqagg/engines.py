@@ -188,10 +188,22 @@ _in_use: ContextVar[Engine | None] = ContextVar("seqagg_engine", default=None)
 
 @contextlib.contextmanager
 def using(engine: Engine) -> Iterator[None]:
-    """Let methods that consist of independent fits have them done by an engine in the block."""
+    """Let methods that consist of independent fits have them done by an engine in the block.
+
+    With Ray, what scikit-learn would do in processes of this machine by joblib is done there too.
+    """
     token = _in_use.set(engine)
     try:
-        yield
+        if engine.name == "local":
+            yield
+            return
+        with ray_cluster(engine.jobs, engine.address):
+            from joblib import parallel_config
+            from ray.util.joblib import register_ray
+
+            register_ray()  # type: ignore[no-untyped-call]
+            with parallel_config(backend="ray"):
+                yield
     finally:
         _in_use.reset(token)
 

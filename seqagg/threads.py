@@ -80,6 +80,14 @@ def behind(do: Callable[[T], object]) -> Iterator[Callable[[T], None]]:
         pool.shutdown(cancel_futures=True)
 
 
+def count_threads(n_jobs: int | None) -> int:
+    """Threads that joblib would count, whatever processes it may be told to use elsewhere."""
+    from joblib import effective_n_jobs, parallel_config
+
+    with parallel_config(backend="threading"):
+        return int(effective_n_jobs(n_jobs))
+
+
 def side_by_side(tasks: Sequence[Callable[[Callable[[], None]], T]], n_jobs: int | None) -> list[T]:
     """Run tasks in threads, as many at a time as joblib counts jobs, and give their results.
 
@@ -87,15 +95,13 @@ def side_by_side(tasks: Sequence[Callable[[Callable[[], None]], T]], n_jobs: int
     Ctrl-C was pressed: Python waits for its threads, and threads of PyTorch that it does not wait
     for bring it down.
     """
-    from joblib import effective_n_jobs
-
     stopped = threading.Event()
 
     def go_on() -> None:
         if stopped.is_set():
             raise CancelledError
 
-    n_threads = min(effective_n_jobs(n_jobs), len(tasks))
+    n_threads = min(count_threads(n_jobs), len(tasks))
     if n_threads <= 1:
         return [task(go_on) for task in tasks]
     with ThreadPoolExecutor(n_threads) as pool:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, from_text_array, text_array
 from seqagg.aggregators.batches import SCORED_SONGS, Batches
-from seqagg.aggregators.lessons import Lesson, Turn, lessons_without
+from seqagg.aggregators.lessons import Lesson, Turn, make_turns
 from seqagg.aggregators.team import ALONE, Chance, Team, current_team, set_chance
 from seqagg.aggregators.training import History, Training
 from seqagg.calibration import calibrated_losses
@@ -143,16 +143,13 @@ class NetworkAggregator(Aggregator):
         folds = folds[: self.n_folds] or [(np.arange(len(y)), np.arange(0))]
         # One after the other: all chance of a new network is PyTorch's global one.
         networks = [self._seeded_network(songs, y, fold, i) for i, fold in enumerate(folds)]
-        turns = [
-            Turn(i, *fold, team, lessons_without(self, songs, fold[1], groups))
-            for i, fold in enumerate(folds)
-        ]
+        turns = make_turns(self, songs, groups, folds, team)
         title = type(self).__name__.removesuffix("Aggregator")
         if batches.device.type == "cpu" and not engine_in_use().alone:
             with steps(title, len(folds)) as step:
                 self.history_ = self._train_elsewhere(networks, songs, y, turns, step)
         else:
-            with steps(title, sum(self._n_epochs(len(learn)) for learn, _ in folds)) as step:
+            with steps(title, sum(self._n_epochs(turn.n_songs) for turn in turns)) as step:
                 self.history_ = self._train_here(networks, batches, y, turns, step)
         self.networks_ = networks
         self.fit_report_ = self._report()
@@ -233,7 +230,7 @@ class NetworkAggregator(Aggregator):
         stage: Stage,
         go_on: Callable[[], None],
     ) -> History:
-        n_epochs = self._n_epochs(len(turn.learn))
+        n_epochs = self._n_epochs(turn.n_songs)
         patience = n_epochs // 2 if self.patience == "auto" else self.patience
         lesson = Lesson(batches, turn.learn, as_target(y).to(batches.device))
         before = {"epoch": 0, "crops": math.nan}
@@ -249,7 +246,7 @@ class NetworkAggregator(Aggregator):
             if epoch - 1 - training.best_epoch >= patience:
                 break
             if turn.lessons is not None:
-                lesson = self._other_songs(turn.lessons(epoch - 1), len(turn.learn))
+                lesson = self._other_songs(turn.lessons(epoch - 1), turn.n_songs)
             crops = self._train_epoch(training, lesson, chance, go_on)
             held_out = self._loss(network, batches, y, turn)
             training.note({"epoch": epoch, "crops": crops, "held_out": held_out})
@@ -272,11 +269,11 @@ class NetworkAggregator(Aggregator):
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
         )
-        n_songs = len(turn.learn)
+        n_steps = self._n_epochs(turn.n_songs) * self._n_batches(turn.n_songs)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             self.learning_rate,
-            total_steps=self._n_epochs(n_songs) * self._n_batches(n_songs) + 1,
+            total_steps=n_steps + 1,
         )
         rng = np.random.default_rng([self.random_state, turn.number, 1])
         generator = torch.Generator(batches.device).manual_seed(self._seed(turn.number))

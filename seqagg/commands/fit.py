@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from seqagg.commands.options import (
+    PlaceType,
     cache_argument,
     complete_methods,
     engine_options,
@@ -19,12 +21,14 @@ from seqagg.commands.options import (
     seed_option,
 )
 from seqagg.errors import ParameterError
+from seqagg.places import place_of
 from seqagg.terminal import print_json, show_fit, warn
 
 if TYPE_CHECKING:
     from seqagg.aggregators.base import Aggregator
     from seqagg.checkpoints import Checkpoints
     from seqagg.engines import Engine
+    from seqagg.large_fit import OtherSamples
     from seqagg.manifest import Manifest
     from seqagg.places import Place
     from seqagg.songs import Songs
@@ -36,6 +40,7 @@ Examples:
   seqagg fit songs.parquet --method logodds --out average.safetensors
   seqagg fit songs.parquet --method gru --set hidden_size=32 --out gru.safetensors
   seqagg fit songs/ --method auto --engine ray --address auto --out auto.safetensors
+  seqagg fit songs/ --method gru --engine ray --workers 8 --out gru.safetensors
   seqagg methods gru                what can be set
 """
 )
@@ -62,10 +67,22 @@ Examples:
     default=200_000,
     show_default=True,
     metavar="N",
-    help="Of a larger cache, about so many songs are held; hmm then learns from all of them.",
+    help="Of a larger cache, about so many songs are held at a time; see above.",
 )
 @seed_option
 @engine_options
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes that train each network of gru together, with Ray Train.",
+)
+@click.option(
+    "--checkpoints",
+    type=PlaceType(),
+    metavar="PLACE",
+    help="Folder or URL that all of them reach.  [default: MODEL.partial]",
+)
 @json_option
 @quiet_option
 def fit(
@@ -77,6 +94,8 @@ def fit(
     sample: int,
     seed: int,
     engine: Engine,
+    workers: int | None,
+    checkpoints: Place | None,
     as_json: bool,
 ) -> None:
     """Fit one method to labelled songs and write it to a file.
@@ -85,9 +104,16 @@ def fit(
     frame are left out. A fit that was killed or interrupted goes on where it stopped: what it has
     found out is kept in MODEL.partial until the model is written.
 
+    Of a cache with more songs than --sample, a sample is learnt from first. Then hmm, stack and the
+    averages go through all songs, file by file; gru and mil hear another sample in every epoch;
+    auto has the first sample alone.
+
     With --jobs or --engine, the methods that auto tries are fitted side by side, and so are the
-    files of a cache that hmm learns from part by part.
+    networks of gru and mil, what hmm and stack try, and the files of a large cache. With --engine
+    ray --workers N, N processes train each network of gru together; a checkpoint is kept after
+    every epoch, and when a process or machine is lost they go on from there.
     """
+    from seqagg.aggregators.lessons import hearing
     from seqagg.cache import checksum
     from seqagg.engines import using
     from seqagg.inspection import inspect as look
@@ -97,25 +123,33 @@ def fit(
 
     check_suffix(out)
     aggregator = _configured(method, settings, seed)
+    _check_workers(method, engine, workers, checkpoints)
     with shown(), waiting(f"read {cache.name}"):
         manifest = find_shards(cache)
         trained_on = checksum(cache)
         songs = _read(cache, manifest, sample, engine)
     chosen, name = _of_split(songs, split, "train")
     used, left_out = _learnable(chosen)
-    with _resumable(out) as kept:
+    large = _Large(cache, manifest, sample, name, trained_on) if manifest.n_songs > sample else None
+    with _resumable(out, large) as kept:
         with shown(), using(engine):
-            aggregator.fit(used)
-            if method == "hmm" and manifest.n_songs > sample:
-                _fit_to_all(aggregator, cache, manifest, name, engine)
+            if workers is None:
+                with hearing(None if large is None else large.lessons(method)):
+                    aggregator.fit(used)
+            else:
+                place = checkpoints or place_of(kept.folder)
+                aggregator = _fit_together(aggregator, used, workers, place, engine, large)
+            n_songs = len(used) if large is None else large.teach(aggregator, engine) or len(used)
         aggregator.save(out, trained_on=trained_on)
     warnings = look(songs).warnings
+    if large and method == "auto":
+        warnings = (*warnings, f"auto learns from a sample of {n_songs} songs")
     if kept.problem is not None:
         warnings = (*warnings, f"nothing was kept for the case of a failure: {kept.problem}")
     report: dict[str, Any] = {
         "method": method,
         "model": str(out),
-        "n_songs": len(used),
+        "n_songs": n_songs,
         "n_songs_in_cache": manifest.n_songs,
         "split": name,
         "cache_sha256": trained_on,
@@ -132,7 +166,7 @@ def fit(
     if is_quiet():
         return
     warn(warnings)
-    show_fit(report, len(songs))
+    show_fit(report, manifest.n_songs)
 
 
 def _read(cache: Place, manifest: Manifest, sample: int, engine: Engine) -> Songs:
@@ -146,23 +180,66 @@ def _read(cache: Place, manifest: Manifest, sample: int, engine: Engine) -> Song
     return sample_songs(cache, manifest, n_songs=sample, engine=engine)
 
 
-def _fit_to_all(
-    aggregator: Aggregator, cache: Place, manifest: Manifest, split: str | None, engine: Engine
-) -> None:
-    from seqagg.aggregators.hmm import HMMAggregator
-    from seqagg.large_fit import fit_hmm_to_all
+@dataclass(frozen=True)
+class _Large:
+    """A cache with more songs than are held."""
 
-    assert isinstance(aggregator, HMMAggregator)
-    fit_hmm_to_all(aggregator, cache, manifest, split=split, engine=engine)
+    cache: Place
+    manifest: Manifest
+    sample: int
+    split: str | None
+    checksum: str
+
+    def lessons(self, method: str) -> OtherSamples | None:
+        """What networks learn from."""
+        from seqagg.large_fit import other_samples
+
+        if method not in ("gru", "mil"):
+            return None
+        return other_samples(self.cache, self.manifest, n_songs=self.sample, split=self.split)
+
+    def teach(self, aggregator: Aggregator, engine: Engine) -> int | None:
+        """Let what was fitted to the sample learn from all songs; gives their number."""
+        from seqagg.large_fit import fit_to_all
+
+        return fit_to_all(aggregator, self.cache, self.manifest, split=self.split, engine=engine)
+
+
+def _check_workers(
+    method: str, engine: Engine, workers: int | None, checkpoints: Place | None
+) -> None:
+    """Refuse options that go with others."""
+    if workers is not None and (engine.name != "ray" or method != "gru"):
+        raise ParameterError("--workers is for --method gru --engine ray")
+    if checkpoints is not None and workers is None:
+        raise ParameterError("--checkpoints is for --workers")
+
+
+def _fit_together(
+    aggregator: Aggregator,
+    songs: Songs,
+    workers: int,
+    place: Place,
+    engine: Engine,
+    large: _Large | None,
+) -> Aggregator:
+    """Fitted by many processes."""
+    from seqagg.data_parallel import fit_together
+
+    about = "" if large is None else large.checksum
+    lessons = None if large is None else large.lessons("gru")
+    return fit_together(
+        aggregator, songs, workers, place, engine=engine, lessons=lessons, about=about
+    )
 
 
 @contextmanager
-def _resumable(out: Path) -> Iterator[Checkpoints]:
+def _resumable(out: Path, large: _Large | None) -> Iterator[Checkpoints]:
     """Keep what a fit has found out beside its model, until that is written."""
     from seqagg.checkpoints import checkpoints
 
     folder = out.with_name(out.name + ".partial")
-    with checkpoints(folder) as kept:
+    with checkpoints(folder, about="" if large is None else large.checksum) as kept:
         try:
             yield kept
         except KeyboardInterrupt:

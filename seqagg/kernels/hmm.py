@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from joblib import effective_n_jobs
 
 from seqagg.kernels.hmm_loops import (
     Rows,
@@ -40,6 +39,7 @@ from seqagg.kernels.hmm_loops import (
     run_forward,
 )
 from seqagg.kernels.packing import Pack, gather, pack_songs
+from seqagg.threads import count_threads
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -211,7 +211,7 @@ def log_likelihoods(
         out[pack.songs], lost[pack.songs] = (total + np.log(product)).T, gone.T
 
     packs = _packs(offsets)
-    n = max(1, min(effective_n_jobs(n_jobs), len(packs)))
+    n = max(1, min(count_threads(n_jobs), len(packs)))
     with ThreadPoolExecutor(n) as pool:  # joblib's takes 5 ms to begin, as long as 400 songs
         list(pool.map(score, packs))
     again = np.flatnonzero(lost.any(axis=1))
