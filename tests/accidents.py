@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqagg.errors import CacheError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from seqagg import Songs
+    from seqagg.aggregators.base import Aggregator
+    from seqagg.aggregators.lessons import Without
     from seqagg.scale import Job, Part, Record
 
 
@@ -59,3 +66,26 @@ def refuse(shared: None, item: int) -> None:
 def fill_disk(shared: None, item: int) -> None:
     """Raise what the system does when a disk is full."""
     raise OSError(28, "No space left on device", "file")
+
+
+@dataclass(frozen=True)
+class DieInEpoch:
+    """Lessons in which the second process of a team is killed once; the songs are always these."""
+
+    songs: Songs
+    accident: Path
+    epoch: int
+    share: float = 1.0
+
+    def __call__(
+        self, aggregator: Aggregator, without: Without, epoch: int
+    ) -> tuple[Songs, npt.NDArray[np.int64]]:
+        from seqagg.aggregators.team import current_team
+        from seqagg.large_fit import _canonical
+
+        if current_team().rank == 1 and epoch == self.epoch and not self.accident.exists():
+            self.accident.touch()
+            die(None, 0)
+        mine = self.songs[[str(song) not in without.ids for song in self.songs.ids]]
+        usable, y, _ = _canonical(aggregator, mine)
+        return usable, y

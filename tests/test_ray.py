@@ -16,19 +16,20 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.testing import assert_array_equal
 
-from seqagg import Songs, scale
+from seqagg import GRUAggregator, Songs, scale
 from seqagg.aggregators import make_aggregator
 from seqagg.aggregators.auto import AutoAggregator
 from seqagg.aggregators.hmm import HMMAggregator
 from seqagg.benchmark import benchmark
+from seqagg.data_parallel import fit_together
 from seqagg.engines import Engine, TaskError, using
 from seqagg.errors import CacheError
 from seqagg.large_fit import fit_hmm_to_all
 from seqagg.prediction import predict_cache
 from seqagg.scale import Job, Part, predict_folder
 from seqagg.shards import find_shards
-from tests.accidents import die, fill_disk, label_or_die, refuse, slowly
-from tests.conftest import order_free_songs
+from tests.accidents import DieInEpoch, die, fill_disk, label_or_die, refuse, slowly
+from tests.conftest import order_free_songs, order_songs
 from tests.test_scale import (
     DONE,
     expected,
@@ -39,6 +40,7 @@ from tests.test_scale import (
     visible,
     wait_until,
 )
+from tests.test_team import fit_by_threads, states
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -137,6 +139,23 @@ def test_what_auto_tries_is_fitted_there_to_the_same_bits(cluster: Any) -> None:
     with using(Engine("ray")):
         there = model.fit(songs).predict_proba(songs)
     assert_array_equal(there, alone)
+
+
+def test_training_by_many_goes_on_when_one_is_killed(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    songs, accident = order_songs(30), tmp_path / "accident"
+    lessons = DieInEpoch(songs, accident, 2)
+    model = GRUAggregator(epochs=4, patience=4, hidden_size=4, n_folds=2, batch_size=7)
+    kept = tmp_path / "kept"
+    found = fit_together(model, songs, 2, kept, engine=Engine("ray"), lessons=lessons)
+    assert accident.exists()
+    undisturbed, _ = fit_by_threads(lambda: copy.deepcopy(model), songs, 2, lessons)
+    assert len(undisturbed.history_[1]) == 5
+    for name, array in states(undisturbed).items():
+        assert_array_equal(states(found)[name], array, err_msg=name)
+    assert list(kept.iterdir()) == []
 
 
 def test_em_over_files_is_that_of_one_process(cluster: Any, songs: Songs, folder: Path) -> None:

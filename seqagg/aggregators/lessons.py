@@ -45,15 +45,11 @@ class Without:
 
 
 class Lessons(Protocol):
-    """Where the songs of an epoch come from.
+    """Where the songs of an epoch come from."""
 
-    Attributes
-    ----------
-    share : float
-        How many there are in an epoch, as a share of the songs that the method is fitted to.
-    """
-
-    share: float
+    @property
+    def share(self) -> float:
+        """How many there are in an epoch, as a share of the songs that the method is fitted to."""
 
     def __call__(self, aggregator: Aggregator, without: Without, epoch: int) -> tuple[Songs, Ints]:
         """Songs and labels of an epoch, counted from 0, as private methods get them."""
