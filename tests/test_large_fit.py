@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from click.testing import CliRunner
 from numpy.testing import assert_allclose, assert_array_equal
 
 import seqagg
-from seqagg import Songs, cli
+from seqagg import GRUAggregator, MILAggregator, Songs, cli, large_fit
+from seqagg.aggregators import make_aggregator
 from seqagg.aggregators.hmm import HMMAggregator
+from seqagg.aggregators.lessons import Without, hearing
 from seqagg.engines import Engine
 from seqagg.errors import SongError
 from seqagg.kernels.hmm import fit_em
-from seqagg.large_fit import fit_hmm_to_all, sample_songs
+from seqagg.large_fit import fit_hmm_to_all, fit_to_all, other_samples, sample_songs
 from seqagg.manifest import Manifest
 from seqagg.shards import find_shards, write_shards
-from tests.conftest import COLUMNS, order_free_songs
+from tests.conftest import COLUMNS, order_free_songs, order_songs
 
 QUICK = {"n_states": 2, "covariance_type": "diag", "topology": "ergodic", "n_folds": 2}
 
@@ -96,6 +99,99 @@ def test_em_over_files_is_em_over_all_songs(
     assert fitted.predict_proba(usable).shape == (len(usable), 3)
 
 
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("method", ["majority", "mean", "logodds", "stack"])
+def test_methods_fitted_to_files_are_fitted_to_all_songs(
+    tmp_path: Path, method: str, task: str
+) -> None:
+    songs = make_songs(task).replace(groups=[f"artist {i // 3}" for i in range(160)])
+    folder, manifest = in_shards(songs, tmp_path / "songs")
+    fitted = make_aggregator(method).fit(learnable(sample_songs(folder, manifest, n_songs=90)))
+    usable = learnable(songs)
+    assert fit_to_all(fitted, folder, manifest, engine=Engine()) == len(usable)
+    expected = make_aggregator(method).fit(usable)
+    assert_allclose(fitted.class_prior_, expected.class_prior_, rtol=1e-12)
+    assert_allclose(fitted.doubts_, expected.doubts_, rtol=1e-3, atol=1e-4)
+    assert fitted.inverse_temperature_ == pytest.approx(expected.inverse_temperature_, rel=1e-3)
+    if task == "multilabel":
+        assert_allclose(fitted.thresholds_, expected.thresholds_, rtol=1e-3)
+    proba = expected.predict_proba(usable)
+    assert_allclose(fitted.predict_proba(usable), proba, rtol=0, atol=1e-3)
+
+
+def test_no_more_is_held_than_the_bound_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    songs = make_songs()
+    folder, manifest = in_shards(songs, tmp_path / "songs")
+    fitted = make_aggregator("logodds").fit(learnable(songs))
+    monkeypatch.setattr(large_fit, "HELD_BYTES", 80 * 3 * 8)
+    n_songs = fit_to_all(fitted, folder, manifest)
+    held = learnable(sample_songs(folder, manifest, n_songs=80))
+    assert n_songs == len(held) < 100
+    expected = make_aggregator("logodds").fit(held)
+    assert fitted.inverse_temperature_ == pytest.approx(expected.inverse_temperature_, rel=1e-9)
+
+
+class TestLessons:
+    """What networks hear of a cache that no machine holds."""
+
+    def test_every_song_is_heard_once_in_turn(self, tmp_path: Path) -> None:
+        songs = make_songs()
+        folder, manifest = in_shards(songs, tmp_path / "songs")
+        lessons = other_samples(folder, manifest, n_songs=45)
+        model, heard = MILAggregator(epochs=1, hidden_size=2), []
+        model.fit(learnable(songs))
+        nobody = Without(frozenset(), frozenset())
+        for epoch in range(lessons.n_samples):
+            found, y = lessons(model, nobody, epoch)
+            assert 0.5 < len(found) / (lessons.share * 45) < 1.5
+            names = model.classes_[model._class_order][y]
+            at = {str(i): label for i, label in zip(songs.ids, songs.labels, strict=True)}
+            assert [at[str(i)] for i in found.ids] == names.tolist()
+            heard += found.ids.tolist()
+        assert lessons.n_samples == 4
+        assert sorted(heard) == sorted(learnable(songs).ids.tolist())
+        again = lessons(model, nobody, lessons.n_samples)[0]
+        assert again.ids.tolist() == heard[: len(again)]
+
+    def test_songs_and_groups_held_out_are_not_heard(self, tmp_path: Path) -> None:
+        songs = make_songs().replace(groups=[f"artist {i // 4}" for i in range(160)])
+        folder, manifest = in_shards(songs, tmp_path / "songs")
+        lessons, told = other_samples(folder, manifest, n_songs=80), []
+
+        def spy(aggregator: Any, without: Without, epoch: int) -> Any:
+            found = lessons(aggregator, without, epoch)
+            told.append((without, found[0]))
+            return found
+
+        spy.share = lessons.share  # type: ignore[attr-defined]
+        sample = learnable(sample_songs(folder, manifest, n_songs=80))
+        with hearing(spy):  # type: ignore[arg-type]
+            model = GRUAggregator(epochs=2, patience=2, hidden_size=2, n_folds=2, n_jobs=1).fit(
+                sample
+            )
+        assert len(told) == 4 == sum(len(history) - 1 for history in model.history_)
+        for without, found in told:
+            assert len(found) > 20
+            assert without.groups
+            assert not without.groups & set(found.groups)
+            assert not without.ids & set(found.ids)
+        held = set.union(*(set(without.ids) for without, _ in told))
+        assert held == set(map(str, sample.ids))
+
+    def test_other_songs_are_learnt_from(self, tmp_path: Path) -> None:
+        """The order of frames, which the few songs of the sample hardly tell."""
+        songs = order_songs(900)
+        folder, manifest = in_shards(songs, tmp_path / "songs", 300)
+        sample, unseen = sample_songs(folder, manifest, n_songs=30), order_songs(200, seed=1)
+        quick: dict[str, Any] = {"epochs": 12, "hidden_size": 8, "n_folds": 2, "batch_size": 8}
+        alone = GRUAggregator(**quick).fit(sample)
+        with hearing(other_samples(folder, manifest, n_songs=30)):
+            taught = GRUAggregator(**quick).fit(sample)
+        assert taught.score(unseen) > alone.score(unseen) + 0.1
+
+
 def test_a_label_that_the_sample_lacks_is_named(tmp_path: Path) -> None:
     songs = make_songs()
     two = learnable(songs[[label != "jazz" for label in songs.labels]])
@@ -110,27 +206,48 @@ def test_no_song_in_the_sample(tmp_path: Path) -> None:
         sample_songs(*in_shards(songs, tmp_path / "songs"), engine=Engine())
 
 
-def test_the_command_fits_to_all_songs_of_the_split(tmp_path: Path) -> None:
+METHODS: dict[str, dict[str, Any]] = {
+    "hmm": QUICK,
+    "logodds": {},
+    "stack": {},
+    "gru": {"epochs": 2, "hidden_size": 2, "n_folds": 2},
+    "auto": {"methods": '["stack"]'},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_command_fits_to_all_songs_of_the_split(tmp_path: Path, method: str) -> None:
     songs = make_songs()
     split = ["test" if i % 4 == 0 else "train" for i in range(len(songs))]
     folder, manifest = in_shards(songs.replace(split=split), tmp_path / "songs")
-    settings = [f"--set={key}={value}" for key, value in QUICK.items()]
-    command = [
-        "fit",
-        folder,
-        "--method",
-        "hmm",
-        "--sample",
-        90,
-        "--out",
-        tmp_path / "m.safetensors",
-    ]
-    done = CliRunner().invoke(cli.main, [*map(str, command), *settings])
+    out = tmp_path / "m.safetensors"
+    settings = [f"--set={key}={value}" for key, value in METHODS[method].items()]
+    command = ["fit", folder, "--method", method, "--sample", 90, "--out", out, "--json", *settings]
+    done = CliRunner().invoke(cli.main, [*map(str, command)])
     assert done.exit_code == 0, done.output
-    model = seqagg.load(tmp_path / "m.safetensors")
+    report, model = json.loads(done.stdout), seqagg.load(out)
     n_train = sum(s == "train" for s in split) - sum(
         s == "train" and (label is None or i == 10)
         for i, (s, label) in enumerate(zip(split, songs.labels, strict=True))
     )
-    assert f"over all {n_train} songs" in model.fit_report_
+    if method in ("hmm", "logodds", "stack"):
+        assert report["n_songs"] == n_train
+    else:
+        assert 30 < report["n_songs"] < n_train
+    if method == "hmm":
+        assert f"over all {n_train} songs" in model.fit_report_  # type: ignore[attr-defined]
+    assert any("sample" in warning for warning in report["warnings"]) == (method == "auto")
     assert find_shards(folder) == manifest
+    assert not (tmp_path / "m.safetensors.partial").exists()
+
+
+def test_options_of_workers_are_refused_without_them(tmp_path: Path) -> None:
+    out, songs = tmp_path / "m.safetensors", tmp_path / "songs.parquet"
+    for options, told in {
+        ("--method=mil", "--engine=ray", "--workers=2"): "--workers is for --method gru",
+        ("--method=gru", "--workers=2"): "--workers is for --method gru --engine ray",
+        ("--method=gru", "--checkpoints=kept"): "--checkpoints is for --workers",
+    }.items():
+        done = CliRunner().invoke(cli.main, ["fit", str(songs), "--out", str(out), *options])
+        assert done.exit_code == 2
+        assert told in done.stderr
