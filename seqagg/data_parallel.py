@@ -129,6 +129,8 @@ def _train(
         raise ParameterError(
             f"Ray Train lacks something ({error}): pip install 'seqagg[ray]'"
         ) from None
+    # How often Ray Train looks after its processes, which wait for it after each epoch.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     files, path = file_system(place_of(everywhere(place_of(folder))))
     make_trainer: Any = TorchTrainer  # which says of functions that they return nothing
     trainer = make_trainer(

@@ -22,6 +22,8 @@ from seqagg import MeanLogOdds, Songs, SourceError, read_cache, write_cache
 from seqagg.cache import CacheWriter
 from seqagg.cli import main
 from seqagg.commands.convert import _FORMATS
+from seqagg.manifest import read_manifest
+from seqagg.places import place_of
 from seqagg.prediction import predictions
 from seqagg.sources import FORMATS, convert, read, to_arrow, to_pandas
 from seqagg.sources.base import File
@@ -105,6 +107,33 @@ def test_a_cache_becomes_another(tmp_path: Path, suffix: str) -> None:
     assert_same_songs(read_cache(tmp_path / f"b.{suffix}"), songs)
     words = refuse(tmp_path / "a.parquet", "--kind", "logit", "--out", tmp_path / "c.parquet")
     assert "a.parquet: is of kind log_odds, not logit" in words
+
+
+@pytest.mark.parametrize("where", ["folder", "bucket"])
+def test_a_folder_of_files_of_equal_numbers_of_songs(tmp_path: Path, where: str) -> None:
+    songs = tagged()
+    write_cache(songs, tmp_path / "a.parquet")
+    out = tmp_path / "songs" if where == "folder" else f"memory://{tmp_path}/songs"
+    said = json.loads(run(tmp_path / "a.parquet", "--shards", 15, "--out", out, "--json"))
+    assert (said["out"], said["n_songs"]) == (str(out), 40)
+    manifest = read_manifest(place_of(out))
+    assert manifest is not None
+    assert [shard.n_songs for shard in manifest.shards] == [15, 15, 10]
+    assert_same_songs(read_cache(out), songs)
+    assert "choose a new folder" in refuse(tmp_path / "a.parquet", "--shards", 9, "--out", out)
+
+
+def test_shards_that_cannot_be_written(tmp_path: Path) -> None:
+    write_cache(tagged(), tmp_path / "a.parquet")
+    assert "give --shards" in refuse(tmp_path / "a.parquet", "--out", "memory://b/songs.parquet")
+    audacity = ("--to", "audacity", "--shards", 3, "--threshold", 0.5, "--window", 1)
+    assert "not for --to audacity" in refuse(
+        tmp_path / "a.parquet", *audacity, "--out", tmp_path / "labels"
+    )
+    write_cache(tagged()[-1:], tmp_path / "b.parquet")
+    words = refuse(tmp_path, "--format", "cache", "--shards", 20, "--out", tmp_path / "songs")
+    assert "stands there twice" in words
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet", "b.parquet"]
 
 
 def test_the_same_files_give_the_same_bytes(

@@ -141,10 +141,7 @@ def test_what_auto_tries_is_fitted_there_to_the_same_bits(cluster: Any) -> None:
     assert_array_equal(there, alone)
 
 
-def test_training_by_many_goes_on_when_one_is_killed(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+def test_training_by_many_goes_on_when_one_is_killed(cluster: Any, tmp_path: Path) -> None:
     songs, accident = order_songs(30), tmp_path / "accident"
     lessons = DieInEpoch(songs, accident, 2)
     model = GRUAggregator(epochs=4, patience=4, hidden_size=4, n_folds=2, batch_size=7)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seqagg.commands.options import json_option, quiet_option
+from seqagg.commands.options import PlaceType, json_option, quiet_option
 from seqagg.errors import ParameterError
+from seqagg.places import Place
 from seqagg.terminal import NAMED, make_console, print_json, say, shorten, warn
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ Examples:
   seqagg convert folder_of_npy --kind logit --folder-is label --out songs.parquet
   seqagg convert results --format birdnet --fill 0.01 --hop 3 --out songs.parquet
   seqagg convert songs.parquet --labels new.csv --out relabelled.arrow
+  seqagg convert many/*.npz --kind logit --shards 50000 --out s3://bucket/songs
   seqagg convert songs.parquet --to audacity --threshold 0.5 --window 3 --out labels
 """
 )
@@ -65,8 +67,14 @@ Examples:
 @click.option(
     "--out",
     required=True,
-    type=_path,
-    help="Cache to write, .parquet or .arrow; with --to audacity a new folder.",
+    type=PlaceType(),
+    help="Cache to write, .parquet or .arrow; with --shards or --to audacity a new folder.",
+)
+@click.option(
+    "--shards",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="A folder of files of N songs each, with a manifest; --out may then be a URL.",
 )
 @click.option(
     "--train", multiple=True, type=_path, help="A source of train songs; may be repeated."
@@ -147,7 +155,8 @@ Examples:
 @quiet_option
 def convert(
     src: tuple[Path, ...],
-    out: Path,
+    out: Place,
+    shards: int | None,
     format_: str | None,
     to: str,
     threshold: float | None,
@@ -168,8 +177,12 @@ def convert(
     if options["classes"] == ["columns"]:
         options["classes"] = "columns"
     options["ignore"] = options["ignore"] or ()
+    if shards is None and not isinstance(out, Path):
+        raise ParameterError(f"{out}: at a URL a cache is a folder; give --shards")
     with shown():
         if to == "audacity":
+            if shards is not None:
+                raise ParameterError("--shards is for a cache, not for --to audacity")
             if threshold is None or window is None:
                 raise ParameterError("--to audacity needs --threshold and --window")
             spans = {"threshold": threshold, "window": window}
@@ -177,7 +190,7 @@ def convert(
         elif threshold is not None or window is not None:
             raise ParameterError("--threshold and --window go with --to audacity")
         else:
-            found = run(src, out, format_, **options)
+            found = run(src, out, format_, songs_per_shard=shards, **options)
     if as_json:
         print_json({"out": str(out)} | dataclasses.asdict(found))
     elif not is_quiet():
@@ -185,7 +198,7 @@ def convert(
         _show(found, out)
 
 
-def _show(found: Conversion, out: Path) -> None:
+def _show(found: Conversion, out: Place) -> None:
     console = make_console()
     say(console, f"{found.format}: {found.n_songs} songs, {found.n_frames} frames.")
     say(

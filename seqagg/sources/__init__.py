@@ -21,6 +21,7 @@ from seqagg.cache import HEADER_KEY, CacheWriter
 from seqagg.errors import ParameterError, SongError, SourceError
 from seqagg.logodds import Kind, Task
 from seqagg.progress import counted
+from seqagg.shards import write_shards
 from seqagg.songs import Songs
 from seqagg.sources import nested, table
 from seqagg.sources.arrays import cut_padding
@@ -153,7 +154,12 @@ def read(
 
 
 def convert(
-    paths: Paths, out: str | os.PathLike[str], format: str | None = None, **options: Any
+    paths: Paths,
+    out: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    songs_per_shard: int | None = None,
+    **options: Any,
 ) -> Conversion:
     """Write a cache of the songs in files of others, whole or not at all.
 
@@ -165,15 +171,21 @@ def convert(
     paths, format, **options
         As in `read`.
     out : path-like
-        Ends in ``.parquet`` or ``.arrow``.
+        Ends in ``.parquet`` or ``.arrow``; with `songs_per_shard` a new folder, a path or a URL.
+    songs_per_shard : int, optional
+        Write a folder of files of so many songs each, with a manifest, see
+        `seqagg.shards.write_shards`.
 
     Raises
     ------
     SeqaggError
-        As `read` and `CacheWriter` do.
+        As `read`, `CacheWriter` and `write_shards` do.
     """
 
     def write(batches: Iterator[Songs]) -> None:
+        if songs_per_shard is not None:
+            write_shards(batches, out, songs_per_shard)
+            return
         with CacheWriter(out) as cache:
             for songs in batches:
                 cache.write(songs)
