@@ -67,6 +67,7 @@ def benchmark(
     *,
     cv: int | None = None,
     seed: int = 0,
+    n_seeds: int = 1,
     name: str = "songs",
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
     n_resamples: int = 10_000,
@@ -94,6 +95,9 @@ def benchmark(
         Number of folds. None = the split the songs carry, or 5 folds.
     seed : int
         Of the folds, of the resampling and of every aggregator with a `random_state`.
+    n_seeds : int
+        Methods with a `random_state` are fitted with so many, from `seed` on. They are compared by
+        the first; the others say what chance makes of a method, on the same folds.
     name : str
         What the cache is called in the results.
     parameters : mapping of str to mapping, optional
@@ -110,8 +114,8 @@ def benchmark(
     progress : callable, optional
         Called with (fits done, fits in all, what is next), so that a command can draw a bar.
     engine : Engine, optional
-        Who fits; this process by default. Every method and fold is a task of its own, and no
-        number depends on who does it.
+        Who fits; this process by default. Every method, fold and seed is a task of its own, and
+        no number depends on who does it.
 
     Returns
     -------
@@ -140,13 +144,19 @@ def benchmark(
     >>> [(row["method"], row["accuracy"]) for row in result.summary()]
     [('majority', 0.75), ('mean', 0.75)]
     """
-    _check_numbers(cv, seed, n_resamples, timelines)
+    _check_numbers(cv, seed, n_seeds, n_resamples, timelines)
     aggregators = _make_aggregators(methods, parameters or {}, seed)
     used, left_out, has_split = select_songs(songs, given_split=cv is None)
     problem = pose(used, has_split, cv or _DEFAULT_FOLDS, seed)
     aggregators, notes = _applicable(aggregators, problem)
     shown = [m for m in _names(methods) if m in aggregators]
-    runs = _run_all(aggregators, problem, progress, engine or Engine(), keep=timelines > 0)
+    tried = {(m, seed): aggregator for m, aggregator in aggregators.items()}
+    for other in range(seed + 1, seed + n_seeds):
+        others = _make_aggregators(methods, parameters or {}, other)
+        tried |= {(m, other): others[m] for m in shown if _has_chance(others[m], aggregators[m])}
+    keep = seed if timelines else None
+    all_runs = _run_all(tried, problem, progress, engine or Engine(), keep)
+    runs = {m: all_runs[m, seed] for m in aggregators}
     comparisons = _compare_all(shown, runs, problem, seed, n_resamples)
     notes += _group_notes(problem)
     learnt = [m for m in shown if not aggregators[m].needs_class_columns]
@@ -156,6 +166,7 @@ def benchmark(
         "cache": name,
         "checksum": songs_checksum(songs) if checksum is None else checksum,
         "seed": seed,
+        "n_seeds": n_seeds,
         "task": songs.task,
         "classes": problem.names,
         "columns": problem.songs.columns,
@@ -171,13 +182,18 @@ def benchmark(
         "notes": notes,
     }
     metadata = {METADATA_KEY: json.dumps(provenance, ensure_ascii=False, default=type_name)}
-    rows = [row for m in shown for row in _metric_rows(m, runs[m], problem)]
-    rows += [row for pair in comparisons for row in comparison_rows(pair)]
-    predictions = _predictions_table({m: runs[m] for m in shown}, problem, seed)
+    of_pairs = [row for pair in comparisons for row in comparison_rows(pair)]
+    results, predictions = [], []
+    for at in range(seed, seed + n_seeds):
+        own = {m: all_runs[m, at] for m in shown if (m, at) in all_runs}
+        if own:
+            rows = [row for m, run in own.items() for row in _metric_rows(m, run, problem)]
+            results.append(results_table(rows + (of_pairs if at == seed else []), name, at))
+            predictions.append(_predictions_table(own, problem, at))
     told = make_timelines(problem, runs, learnt, timelines, seed) if timelines else None
     return BenchmarkResult(
-        results=results_table(rows, name, seed).replace_schema_metadata(metadata),
-        predictions=predictions.replace_schema_metadata(metadata),
+        results=pa.concat_tables(results).replace_schema_metadata(metadata),
+        predictions=pa.concat_tables(predictions).replace_schema_metadata(metadata),
         timelines=told and told.replace_schema_metadata(metadata),
         comparisons=comparisons,
         classes=problem.names,
@@ -189,11 +205,15 @@ def benchmark(
 # Methods.
 
 
-def _check_numbers(cv: int | None, seed: int, n_resamples: int, timelines: int) -> None:
+def _check_numbers(
+    cv: int | None, seed: int, n_seeds: int, n_resamples: int, timelines: int
+) -> None:
     """Refuse before hours of fitting what would be refused after them."""
     if cv is not None and cv < 2:
         raise ParameterError(f"cv={cv} is below 2")
-    if not 0 <= seed < 2**32:
+    if n_seeds < 1:
+        raise ParameterError(f"n_seeds={n_seeds} is below 1")
+    if not 0 <= seed <= 2**32 - n_seeds:
         raise ParameterError(f"seed={seed} is not between 0 and 2**32 - 1")
     if n_resamples < 1:
         raise ParameterError(f"n_resamples={n_resamples} is below 1")
@@ -250,6 +270,15 @@ def _make_aggregator(
     return seeded
 
 
+def _has_chance(one: Aggregator, other: Aggregator) -> bool:
+    """Whether another seed made another aggregator."""
+    seeds = [
+        {k: v for k, v in a.get_params().items() if k.endswith("random_state")}
+        for a in (one, other)
+    ]
+    return seeds[0] != seeds[1]
+
+
 def _applicable(
     aggregators: dict[str, Aggregator], problem: Problem
 ) -> tuple[dict[str, Aggregator], list[str]]:
@@ -274,6 +303,7 @@ def _applicable(
 
 class _Task(NamedTuple):
     name: str
+    seed: int
     aggregator: Aggregator  # unfitted
     fold: int
     keep: bool  # whether the fitted one is needed again
@@ -290,47 +320,53 @@ class _Said(NamedTuple):
 
 
 def _run_all(
-    aggregators: Mapping[str, Aggregator],
+    aggregators: Mapping[tuple[str, int], Aggregator],
     problem: Problem,
     progress: Progress | None,
     engine: Engine,
-    *,
-    keep: bool,
-) -> dict[str, Run]:
+    keep: int | None,
+) -> dict[tuple[str, int], Run]:
+    """Runs by method and seed; the fitted aggregators of one seed are kept."""
     report = progress or (lambda done, total, text: None)
     n_songs, n_classes, n_folds = len(problem.songs), len(problem.classes), len(problem.folds)
-    tasks = [_Task(m, a, i, keep) for m, a in aggregators.items() for i in range(n_folds)]
+    tasks = [
+        _Task(m, seed, a, i, seed == keep)
+        for (m, seed), a in aggregators.items()
+        for i in range(n_folds)
+    ]
     runs = {
-        name: Run(
+        key: Run(
             prediction=np.full(problem.y.shape, -1),
             probability=np.full((n_songs, n_classes), np.nan),
             fit_seconds=[0.0] * n_folds,
             predict_seconds=[0.0] * n_folds,
             fitted=[],
         )
-        for name in aggregators
+        for key in aggregators
     }
-    fitted: dict[tuple[str, int], Aggregator | None] = {}
-    texts = [_text(task, problem) for task in tasks] + ["done"]
+    fitted: dict[tuple[str, int, int], Aggregator | None] = {}
+    several = len({task.seed for task in tasks}) > 1
+    texts = [_text(task, problem, several) for task in tasks] + ["done"]
     report(0, len(tasks), texts[0])
     for n_done, (position, said) in enumerate(engine.run(_run_fold, problem, tasks), 1):
         task = tasks[position]
-        run, test = runs[task.name], problem.folds[task.fold].test
+        run, test = runs[task.name, task.seed], problem.folds[task.fold].test
         run.prediction[test], run.probability[test] = said.prediction, said.probability
         run.fit_seconds[task.fold] = said.fit_seconds
         run.predict_seconds[task.fold] = said.predict_seconds
-        fitted[task.name, task.fold] = said.fitted
+        fitted[task.name, task.seed, task.fold] = said.fitted
         report(n_done, len(tasks), texts[n_done])
-    for name, run in runs.items():
-        in_order = (fitted[name, i] for i in range(n_folds))
+    for key, run in runs.items():
+        in_order = (fitted[*key, i] for i in range(n_folds))
         run.fitted.extend(one for one in in_order if one is not None)
     return runs
 
 
-def _text(task: _Task, problem: Problem) -> str:
+def _text(task: _Task, problem: Problem, several: bool) -> str:
+    text = f"{task.name}, seed {task.seed}" if several else task.name
     if problem.folds[task.fold].number is None:
-        return task.name
-    return f"{task.name}, fold {task.fold + 1} of {len(problem.folds)}"
+        return text
+    return f"{text}, fold {task.fold + 1} of {len(problem.folds)}"
 
 
 def _run_fold(problem: Problem, task: _Task) -> _Said:

@@ -2,10 +2,10 @@
 
 Conventions
 -----------
-A *result table* has one row per method, fold and metric; fold null means all scored songs together.
-The table of predictions has one row per method and scored song; where songs have several labels
-each, ``label`` and ``prediction`` are lists. Both carry their provenance, as
-JSON in the schema metadata under ``seqagg``.
+A *result table* has one row per method, seed, fold and metric; fold null means all scored songs
+together. The table of predictions has one row per method, seed and scored song; where songs have
+several labels each, ``label`` and ``prediction`` are lists. Both carry their provenance, as JSON in
+the schema metadata under ``seqagg``. Methods are compared by the first seed.
 """
 
 from __future__ import annotations
@@ -143,14 +143,20 @@ class BenchmarkResult:
     def summary(self) -> list[dict[str, Any]]:
         """Table to show: one row per method, metric -> value over all songs.
 
-        Beside the metrics of `results` a row has ``method`` and, where it was compared,
-        ``verdict_mean`` and ``verdict_logodds``.
+        Beside the metrics of `results`, of the first seed, a row has ``method``; where it was
+        compared, ``verdict_mean`` and ``verdict_logodds``; and where several seeds were tried,
+        ``accuracy_of_seeds`` (or ``lrap_of_seeds``), a list.
         """
         rows: dict[str, dict[str, Any]] = {}
+        about = self.provenance
+        score = "lrap" if about["task"] == "multilabel" else "accuracy"
         for row in self.results.to_pylist():
             if row["fold"] is None:
                 found = rows.setdefault(row["method"], {"method": row["method"]})
-                found[row["metric"]] = row["value"]
+                if row["seed"] == about["seed"]:
+                    found[row["metric"]] = row["value"]
+                if row["metric"] == score and about.get("n_seeds", 1) > 1:
+                    found.setdefault(f"{score}_of_seeds", []).append(row["value"])
         for pair in self.comparisons:
             rows[pair.method][f"verdict_{pair.baseline}"] = pair.comparison.verdict
         return list(rows.values())

@@ -142,6 +142,9 @@ def _benchmark_table(result: BenchmarkResult, rows: Sequence[Mapping[str, Any]])
             else (f"{points(pair.difference)} ({points(pair.low)}, {points(pair.high)})")
         )
         score, *further = [f"{100 * row[metric]:.1f}" for metric in shown]
+        of_seeds = row.get(f"{next(iter(shown))}_of_seeds", [])
+        if len(of_seeds) > 1:
+            score += f" ({100 * min(of_seeds):.1f}..{100 * max(of_seeds):.1f})"
         table.add_row(
             printable(row["method"]),
             score,

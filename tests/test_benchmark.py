@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sklearn.metrics
+from click.testing import CliRunner
 
 from seqagg import (
     MeanLogOdds,
@@ -25,11 +26,15 @@ from seqagg import (
     evaluation_multilabel,
     write_cache,
 )
+from seqagg.aggregators import make_aggregator
 from seqagg.aggregators.base import Aggregator
 from seqagg.benchmark import BASELINES, benchmark
+from seqagg.cli import main
 from seqagg.evaluation import compare, compare_scores, holm
 from seqagg.logodds import to_log_odds
-from seqagg.results import BenchmarkResult, songs_checksum
+from seqagg.report.facts import find_answers
+from seqagg.results import BenchmarkResult, read_results, songs_checksum
+from tests.conftest import order_free_songs
 
 AVERAGES = ("majority", "mean", "logodds")
 GENRES = ("blues", "jazz", "metal")
@@ -824,3 +829,74 @@ def test_order_and_names_of_several_labels_move_no_song() -> None:
     assert one.predictions["fold"].to_pylist() == two.predictions["fold"].to_pylist()
     for metric in ("lrap", "subset_accuracy", "log_loss"):
         assert value(two, "mean", metric) == pytest.approx(value(one, "mean", metric), rel=1e-6)
+
+
+TWO_EPOCHS: dict[str, Any] = {"mil": {"epochs": 2, "n_folds": 2, "hidden_size": 4}}
+
+
+@pytest.fixture(scope="module")
+def seeded() -> BenchmarkResult:
+    songs, methods = order_free_songs(48, gap=0.7), ["logodds", "mil"]
+    return benchmark(songs, methods, cv=2, seed=3, n_seeds=3, parameters=TWO_EPOCHS)
+
+
+class TestSeeds:
+    """Methods that depend on chance, fitted several times on the same folds."""
+
+    def test_the_first_is_what_it_is_alone(self, seeded: BenchmarkResult) -> None:
+        songs = order_free_songs(48, gap=0.7)
+        alone = benchmark(songs, ["logodds", "mil"], cv=2, seed=3, parameters=TWO_EPOCHS)
+        first = pa.array(np.asarray(seeded.predictions["seed"]) == 3)
+        table = seeded.predictions.filter(first)
+        assert table.to_pylist() == alone.predictions.to_pylist()
+        assert seeded.comparisons == alone.comparisons
+
+    def test_the_others_are_those_of_their_seed_on_the_same_folds(
+        self, seeded: BenchmarkResult
+    ) -> None:
+        rows = seeded.predictions.to_pylist()
+        assert {(r["method"], r["seed"]) for r in rows} == {
+            ("logodds", 3),
+            *(("mil", seed) for seed in (3, 4, 5)),
+        }
+        folds = {}
+        for row in rows:
+            assert folds.setdefault(row["song_id"], row["fold"]) == row["fold"]
+        songs = order_free_songs(48, gap=0.7)
+        fold = np.array([folds[str(i)] for i in songs.ids])
+        own = make_aggregator("mil", **TWO_EPOCHS["mil"], random_state=5)
+        own.fit(songs[fold != 0])
+        told = {r["song_id"]: r for r in rows if (r["method"], r["seed"]) == ("mil", 5)}
+        held = songs[fold == 0]
+        for song, proba in zip(held.ids, own.predict_proba(held), strict=True):
+            assert told[str(song)]["proba"] == pytest.approx(proba.tolist(), rel=1e-6)
+
+    def test_the_summary_has_the_first_and_the_scores_of_all(self, seeded: BenchmarkResult) -> None:
+        averaging, mil = seeded.summary()
+        of_seeds = [
+            row["value"]
+            for row in seeded.results.to_pylist()
+            if (row["method"], row["fold"], row["metric"]) == ("mil", None, "accuracy")
+        ]
+        assert len(of_seeds) == 3
+        assert mil["accuracy_of_seeds"] == of_seeds
+        assert mil["accuracy"] == of_seeds[0]
+        assert averaging["accuracy_of_seeds"] == [averaging["accuracy"]]
+
+    def test_pages_and_files_keep_them_apart(self, seeded: BenchmarkResult, tmp_path: Path) -> None:
+        seeded.write(tmp_path)
+        found = read_results(tmp_path)
+        assert found.summary() == seeded.summary()
+        assert find_answers(found).methods == ("logodds", "mil")
+        assert "mil" in seeded._repr_html_()
+
+    def test_the_command_shows_the_lowest_and_the_highest(self, tmp_path: Path) -> None:
+        write_cache(order_free_songs(48, gap=0.5), tmp_path / "songs.parquet")
+        command = ["benchmark", str(tmp_path / "songs.parquet"), "--methods", "logodds,stack"]
+        done = CliRunner().invoke(main, [*command, "--cv", "2", "--seeds", "2"])
+        assert done.exit_code == 0, done.output
+        assert ".." in next(line for line in done.stdout.splitlines() if "stack" in line)
+
+    def test_fewer_than_one_is_refused(self) -> None:
+        with pytest.raises(ParameterError, match="n_seeds=0"):
+            benchmark(order_free_songs(12), ["mean"], cv=2, n_seeds=0)

@@ -464,7 +464,8 @@ def test_every_option_is_that_of_the_library() -> None:
 
     command = main.commands["convert"]
     names = {p.name for p in command.params if isinstance(p, click.Option)}
-    others = {"out", "train", "test", "format_", "to", "threshold", "window", "as_json", "quiet"}
+    others = {"out", "shards", "train", "test", "format_", "to", "threshold", "window"}
+    others |= {"as_json", "quiet"}
     assert names - others == {field.name for field in fields(Options)}
 
 

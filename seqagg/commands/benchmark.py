@@ -36,6 +36,7 @@ Examples:
   seqagg benchmark
   seqagg benchmark songs.parquet --methods mean,logodds,hmm,gru --out results
   seqagg benchmark songs.parquet --cv 10 --seed 1 --json
+  seqagg benchmark songs.parquet --methods gru --seeds 5 --jobs 2
   seqagg benchmark songs.parquet --methods logodds,gru,auto --engine ray --address auto
 """
 )
@@ -53,6 +54,14 @@ Examples:
     help="Cross-validate in K folds by group, even where the cache has a split.",
 )
 @seed_option
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Fit what depends on chance N times, with the seeds from --seed on.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -74,6 +83,7 @@ def benchmark(
     methods: str | None,
     cv: int | None,
     seed: int,
+    seeds: int,
     out: Path | None,
     timelines: int,
     engine: Engine,
@@ -83,6 +93,8 @@ def benchmark(
 
     Without CACHE, on the songs that come with seqagg. Where the cache has a split, methods learn
     from its train songs and are scored on its test songs; else they are cross-validated by group.
+
+    With --jobs or --engine, every method, fold and seed is fitted side by side.
     """
     from seqagg.benchmark import METHODS
     from seqagg.benchmark import benchmark as run
@@ -96,6 +108,7 @@ def benchmark(
             chosen,
             cv=cv,
             seed=seed,
+            n_seeds=seeds,
             name=name,
             checksum=checksum,
             timelines=0 if out is None else timelines,

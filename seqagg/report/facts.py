@@ -75,8 +75,10 @@ def find_answers(result: BenchmarkResult) -> Answers:
     ResultsError
         When the methods were not asked about the same songs, or a class is unknown.
     """
-    table, classes = result.predictions, result.classes
-    multilabel = result.provenance["task"] == "multilabel"
+    about, classes = result.provenance, result.classes
+    multilabel = about["task"] == "multilabel"
+    first = np.asarray(result.predictions["seed"]) == about["seed"]  # by which they are compared
+    table = result.predictions.filter(pa.array(first))
     methods = tuple(dict.fromkeys(table["method"].to_pylist()))
     method_of = np.array(table["method"].to_pylist())
     parts = {m: table.filter(pa.array(method_of == m)) for m in methods}
@@ -92,7 +94,7 @@ def find_answers(result: BenchmarkResult) -> Answers:
         score[method] = np.asarray((said[method] & has).any(axis=1), dtype=np.float64)
         if multilabel:
             score[method] = lrap_of_songs(has, proba[method])
-    learnt = [m for m in methods if m in result.provenance["learnt"]]
+    learnt = [m for m in methods if m in about["learnt"]]
     return Answers(
         classes=classes,
         methods=methods,
