@@ -68,6 +68,13 @@ def fill_disk(shared: None, item: int) -> None:
     raise OSError(28, "No space left on device", "file")
 
 
+def works_for_ray() -> bool:
+    """Whether this process is one of a Ray cluster's."""
+    import ray
+
+    return bool(ray.is_initialized())
+
+
 @dataclass(frozen=True)
 class DieInEpoch:
     """Lessons in which the second process of a team is killed once; the songs are always these."""

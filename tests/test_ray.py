@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from joblib import Parallel, delayed
 from numpy.testing import assert_array_equal
 
 from seqagg import GRUAggregator, Songs, scale
@@ -28,7 +29,8 @@ from seqagg.large_fit import fit_hmm_to_all
 from seqagg.prediction import predict_cache
 from seqagg.scale import Job, Part, predict_folder
 from seqagg.shards import find_shards
-from tests.accidents import DieInEpoch, die, fill_disk, label_or_die, refuse, slowly
+from seqagg.threads import count_threads
+from tests.accidents import DieInEpoch, die, fill_disk, label_or_die, refuse, slowly, works_for_ray
 from tests.conftest import order_free_songs, order_songs
 from tests.test_scale import (
     DONE,
@@ -139,6 +141,25 @@ def test_what_auto_tries_is_fitted_there_to_the_same_bits(cluster: Any) -> None:
     with using(Engine("ray")):
         there = model.fit(songs).predict_proba(songs)
     assert_array_equal(there, alone)
+
+
+@pytest.mark.parametrize("method", ["gru", "hmm", "stack"])
+def test_folds_and_shapes_are_fitted_there_to_the_same_bits(cluster: Any, method: str) -> None:
+    songs = order_free_songs(60, gap=0.7)
+    settings = {"gru": {"epochs": 2, "hidden_size": 4}, "hmm": {"n_states": 2, "n_iter": 3}}
+    alone, there = (make_aggregator(method, **settings.get(method, {})) for _ in range(2))
+    alone.fit(songs)
+    with using(Engine("ray")):
+        there.fit(songs)
+    assert alone._state().keys() == there._state().keys()
+    for name, array in alone._state().items():
+        assert array.tobytes() == there._state()[name].tobytes(), name
+
+
+def test_what_scikit_learn_does_in_processes_is_done_there(cluster: Any) -> None:
+    with using(Engine("ray")):
+        assert Parallel(n_jobs=2)(delayed(works_for_ray)() for _ in range(4)) == [True] * 4
+        assert count_threads(-1) == os.cpu_count()
 
 
 def test_training_by_many_goes_on_when_one_is_killed(cluster: Any, tmp_path: Path) -> None:
