@@ -252,6 +252,66 @@ class TestFaults:
         assert tables(out).equals(expected)
         assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
 
+    def test_the_second_run_after_a_crash_at_half_does_half_the_work(
+        self,
+        model: Path,
+        folder: Path,
+        expected: pa.Table,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        write, written = scale.write_labels, []
+
+        def noted(*args: Any) -> None:
+            if len(written) == 2:
+                written.append("crash")
+                raise KeyboardInterrupt
+            write(*args)
+            written.append(args[3].n_songs)
+
+        monkeypatch.setattr(scale, "write_labels", noted)
+        with pytest.raises(KeyboardInterrupt):
+            predict_folder(model, folder, tmp_path / "out")
+        account = predict_folder(model, folder, tmp_path / "out")
+        assert written == [30, 30, "crash", 30, 30]
+        assert (account.n_before, account.n_parts, account.n_out) == (2, 4, 120)
+        assert tables(tmp_path / "out").equals(expected)
+
+    def test_every_song_comes_out_once_or_is_refused_whatever_happens(
+        self,
+        model: Path,
+        folder: Path,
+        songs: Songs,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A song without frames, a file that was cut, a first run that ends in the middle."""
+        rows, cut = pq.read_table(folder / f"{PARTS[0]}.parquet"), folder / f"{PARTS[2]}.parquet"
+        scores = rows["scores"].to_pylist()
+        scores[5] = []
+        bad = pa.array(scores, rows.schema.field("scores").type)
+        at = rows.column_names.index("scores")
+        pq.write_table(rows.set_column(at, "scores", bad), folder / f"{PARTS[0]}.parquet")
+        index_shards(folder)
+        cut.write_bytes(cut.read_bytes()[:-60])
+        write, met = scale.write_labels, []
+
+        def noted(*args: Any) -> None:
+            write(*args)
+            met.append(args[2])
+            if len(met) == 2:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(scale, "write_labels", noted)
+        with pytest.raises(KeyboardInterrupt):
+            predict_folder(model, folder, tmp_path / "out")
+        account = predict_folder(model, folder, tmp_path / "out")
+        out = tables(tmp_path / "out")["song_id"].to_pylist()
+        refused = [*account.refused, *map(str, songs.ids[60:90])]
+        assert (list(account.refused), list(account.failed)) == ([str(songs.ids[5])], [PARTS[2]])
+        assert sorted(out + refused) == sorted(map(str, songs.ids))
+        assert (account.n_out, account.n_refused) == (len(out), len(refused)) == (89, 31)
+
 
 class TestProcesses:
     def test_a_worker_that_is_killed_loses_nothing(
