@@ -163,8 +163,8 @@ def sample_songs(
 class OtherSamples:
     """Lessons for networks: another sample of a cache in every epoch, until all were heard.
 
-    Then it begins again. Where each process reads the whole cache for a sample, no order in which
-    songs lie in files can mislead a network; to read is much shorter than to learn.
+    Then it begins again. The whole cache is read for each sample, so that no order in which songs
+    lie in files can mislead a network; to read takes much less time than to learn.
 
     Parameters
     ----------
@@ -246,6 +246,7 @@ def fit_to_all(
     SongError
         Names a song whose label the sample does not have.
     """
+    _slice.cache_clear()  # nobody hears them any more
     source, parts = _open(cache, manifest, split)
     if isinstance(aggregator, HMMAggregator):
         return _fit_hmm(aggregator, source, parts, engine or Engine())[1]
@@ -258,6 +259,8 @@ def fit_to_all(
     else:
         return None
     share = HELD_BYTES / (8 * n_numbers * max(manifest.n_songs, 1))
+    if share * manifest.n_songs < len(aggregator.doubts_):
+        return None  # no more than it has learnt from
     learner = _Learner(_Sampled(source, 0.0, share), aggregator)
     y: Ints = learn(learner, parts, engine or Engine())
     prior = smoothed_prior(y, len(aggregator.classes_))

@@ -124,13 +124,15 @@ def test_no_more_is_held_than_the_bound_says(
 ) -> None:
     songs = make_songs()
     folder, manifest = in_shards(songs, tmp_path / "songs")
-    fitted = make_aggregator("logodds").fit(learnable(songs))
+    fitted = make_aggregator("logodds").fit(learnable(songs)[:40])
     monkeypatch.setattr(large_fit, "HELD_BYTES", 80 * 3 * 8)
     n_songs = fit_to_all(fitted, folder, manifest)
     held = learnable(sample_songs(folder, manifest, n_songs=80))
     assert n_songs == len(held) < 100
     expected = make_aggregator("logodds").fit(held)
     assert fitted.inverse_temperature_ == pytest.approx(expected.inverse_temperature_, rel=1e-9)
+    monkeypatch.setattr(large_fit, "HELD_BYTES", 40 * 3 * 8)
+    assert fit_to_all(fitted, folder, manifest) is None  # it has learnt from more
 
 
 class TestLessons:
