@@ -1,0 +1,465 @@
+"""Is anything lost, or half written, when a command is killed, the disk is full, the clock wrong?
+
+    python -m experiments.reliability.faults --kills 200
+
+Every command runs in a process forked from one that has imported everything. Killed with SIGKILL at
+a random moment, every other time one at which it writes, its old output must be as it was, or the
+new one be there whole; and the same command, run again, must give what it gives undisturbed and
+leave nothing beside it.
+
+On a disk that is full or read-only, with files that may not grow, folders that they may not write
+to and files that they may not read, commands must say so in one line, with status 2, and leave
+everything as it was. With a clock that runs backwards, among files of tomorrow, they must give what
+they always give. A fault that this machine does not let be made (only root may mount a small disk)
+counts as not tried.
+"""  # noqa: D400
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import itertools
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import pyarrow.parquet as pq
+
+import seqagg
+from experiments.reliability.targets import small_songs
+from experiments.runs import first_line
+from seqagg.cli import main as seqagg_command
+
+OLD = b"what was there before"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A command and what it writes.
+
+    Attributes
+    ----------
+    arguments : tuple of str
+        ``{in}`` and ``{out}`` stand for folders.
+    outputs : tuple of str
+        Files that it writes into the folder.
+    same : callable
+        Whether a file says the same as another.
+    """
+
+    arguments: tuple[str, ...]
+    outputs: tuple[str, ...]
+    same: Callable[[Path, Path], bool]
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    """Whether files are the same."""
+    return one.read_bytes() == other.read_bytes()
+
+
+def same_results(one: Path, other: Path) -> bool:
+    """Whether tables of a benchmark say the same, but for how long it took."""
+    tables = []
+    for path in (one, other):
+        rows = pq.read_table(path).to_pylist()
+        tables.append([r for r in rows if not str(r.get("metric", "")).endswith("_seconds")])
+    return str(tables[0]) == str(tables[1])
+
+
+_GRU = ("epochs=25", "hidden_size=8", "n_folds=2", "n_jobs=1")
+
+WORKS: dict[str, Work] = {
+    "convert": Work(
+        ("convert", "{in}/frames.csv", "--kind", "probability", "--out", "{out}/c.parquet"),
+        ("c.parquet",),
+        same_bytes,
+    ),
+    "fit": Work(
+        (
+            *("fit", "{in}/songs.parquet", "--method", "gru", "--out", "{out}/m.safetensors"),
+            *(part for setting in _GRU for part in ("--set", setting)),
+        ),
+        ("m.safetensors",),
+        same_bytes,
+    ),
+    "predict": Work(
+        ("predict", "{in}/model.safetensors", "{in}/songs.parquet", "--out", "{out}/l.csv"),
+        ("l.csv",),
+        same_bytes,
+    ),
+    "benchmark": Work(
+        ("benchmark", "{in}/songs.parquet", "--methods", "mean,logodds", "--out", "{out}"),
+        ("results.parquet", "predictions.parquet"),
+        same_results,
+    ),
+}
+
+
+@dataclass
+class Report:
+    """What was tried, and what became of it.
+
+    Attributes
+    ----------
+    counts : dict of str to Counter of str
+        For every command that was killed, and every fault: ``tried`` and ``survived``; for kills
+        also after how many of them an output was still ``old``, already ``new``, and how often
+        there was something to go on from (``resumed``).
+    problems : list of str
+    """
+
+    counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, case: str, problems: Sequence[str]) -> None:
+        """Count something that was tried, with what it did wrong."""
+        self.counts[case]["tried"] += 1
+        self.counts[case]["survived"] += not problems
+        self.problems += [f"{case}: {problem}" for problem in problems]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make all faults; exit 1 if something is lost."""
+    parser = argparse.ArgumentParser(
+        "python -m experiments.reliability.faults", description=first_line(__doc__)
+    )
+    parser.add_argument("--kills", type=int, default=200, help="default: 200")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    report = run(options.kills, options.seed)
+    print(json.dumps({"counts": report.counts, "problems": report.problems}, indent=1))
+    sys.exit(bool(report.problems))
+
+
+def run(n_kills: int, seed: int = 0) -> Report:
+    """Kill commands so many times, and let them meet each other fault once.
+
+    The process should have started no threads yet, since it is forked.
+    """
+    report = Report()
+    prepare()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # for whoever has no rights
+        durations = make_expected(folder)
+        kill_often(folder, durations, n_kills, Random(seed), report)
+        meet_disks(folder, report)
+        turn_the_clock_back(folder, report)
+    return report
+
+
+def make_inputs(folder: Path) -> None:
+    """Make what the commands read, in a process of its own: what has threads cannot be forked."""
+    pid = os.fork()
+    if pid == 0:
+        folder.mkdir(parents=True)
+        songs = small_songs(n=60)
+        seqagg.write_cache(songs, folder / "songs.parquet")
+        seqagg.MeanLogOdds().fit(songs).save(folder / "model.safetensors")
+        rows = [
+            f"song {i // 8},0.{i * 7919 % 10_007},0.{i * 104_729 % 10_007}" for i in range(24_000)
+        ]
+        (folder / "frames.csv").write_text("\n".join(["song_id,jig,reel", *rows]))
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def make_expected(folder: Path) -> dict[str, float]:
+    """What every command gives, undisturbed, and the seconds that it takes."""
+    make_inputs(folder / "in")
+    durations = {}
+    for name, work in WORKS.items():
+        begun = time.perf_counter()
+        if (status := forked(work, folder / "in", folder / "expected" / name)) != 0:
+            raise RuntimeError(f"{name} exits with {status}, undisturbed")
+        durations[name] = time.perf_counter() - begun
+    return durations
+
+
+def kill_often(
+    folder: Path, durations: Mapping[str, float], n_kills: int, chance: Random, report: Report
+) -> None:
+    """Kill each command in turn until so many of them were hit while they ran."""
+    n_hit = 0
+    for turn in range(20 * n_kills):
+        name = list(WORKS)[turn % len(WORKS)]
+        written = turn // len(WORKS) % 2 == 1
+        part = chance.random()
+        seconds = 0.01 * part**3 if written else 1.1 * durations[name] * part
+        n_hit += kill_once(name, folder, seconds, written, report)
+        if n_hit == n_kills:
+            return
+    raise RuntimeError("the commands end before they can be killed")
+
+
+def kill_once(name: str, folder: Path, seconds: float, written: bool, report: Report) -> bool:
+    """Kill a command so long after its start, or after it began to write, and run it again.
+
+    Gives whether it still ran by then.
+    """
+    work, expected = WORKS[name], folder / "expected" / name
+    problems = []
+    with _old_output(work, folder) as out:
+        status = forked(work, folder / "in", out, until=_moment(seconds, out if written else None))
+        if status == 0:
+            return False
+        if status != -signal.SIGKILL:
+            problems.append(f"exits with {status}")
+        count = report.counts[f"kill {name}"]
+        for file in work.outputs:
+            if (out / file).read_bytes() == OLD:
+                count["old"] += 1
+            elif work.same(out / file, expected / file):
+                count["new"] += 1
+            else:
+                problems.append(f"{file} is neither old nor new")
+        count["resumed"] += any(path.is_dir() for path in out.iterdir())
+        if forked(work, folder / "in", out) != 0:
+            problems.append("does not run again")
+        problems += _differences(work, out, expected)
+    when = f"{seconds:.4f} s after it {'begins to write' if written else 'starts'}"
+    report.add(f"kill {name}", [f"{when}: {problem}" for problem in problems])
+    return True
+
+
+def _moment(seconds: float, out: Path | None = None) -> Callable[[int], None]:
+    """Waits for a process, given its id, so long from its start or from when it first writes."""
+
+    def wait(pid: int) -> None:
+        if out is not None:
+            before, over = _files(out), os.WEXITED | os.WNOHANG | os.WNOWAIT
+            while _files(out) == before:
+                if os.waitid(os.P_PID, pid, over) is not None:
+                    return
+        time.sleep(seconds)
+
+    return wait
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """When each file was changed."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        return {e.name: e.stat().st_mtime_ns for e in entries if e.is_file()}
+    return {}  # one of them went meanwhile
+
+
+@contextlib.contextmanager
+def _old_output(work: Work, folder: Path) -> Iterator[Path]:
+    """A folder with the outputs of before."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        out = Path(name)
+        out.chmod(0o755)
+        for file in work.outputs:
+            (out / file).write_bytes(OLD)
+        yield out
+
+
+def _differences(work: Work, out: Path, expected: Path) -> Iterator[str]:
+    """What a command that was run again has made otherwise than undisturbed."""
+    for file in work.outputs:
+        if not work.same(out / file, expected / file):
+            yield f"run again, {file} is another"
+    left = {path.name for path in out.iterdir()} - {path.name for path in expected.iterdir()}
+    if left:
+        yield f"run again, it leaves {', '.join(sorted(left))}"
+
+
+def turn_the_clock_back(folder: Path, report: Report) -> None:
+    """Kill commands halfway, date all files to tomorrow, and run them while time runs backwards."""
+    tomorrow = time.time() + 86400
+
+    def turn() -> None:
+        ticks = itertools.count()
+        time.time = lambda: tomorrow - 90000 - 100 * next(ticks)
+        time.time_ns = lambda: int(1e9 * time.time())
+
+    for name, work in WORKS.items():
+        expected = folder / "expected" / name
+        with _old_output(work, folder) as out:
+            forked(work, folder / "in", out, until=_moment(0.05))
+            for path in (*(folder / "in").rglob("*"), *out.rglob("*")):
+                os.utime(path, (tomorrow, tomorrow))
+            status = forked(work, folder / "in", out, before=turn)
+            problems = [f"{name} exits with {status}"] if status else []
+            problems += [f"{name}: {what}" for what in _differences(work, out, expected)]
+        report.add("clock backwards", problems)
+
+
+# Disks.
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What is wrong with the folder that a command writes to, or the file that it reads.
+
+    Attributes
+    ----------
+    spoil : callable
+        Takes the folders that are read and written; gives what the process must do first, or None
+        where this machine does not let the fault be made.
+    mend : callable
+        Undoes it.
+    """
+
+    spoil: Callable[[Path, Path], Callable[[], object] | None]
+    mend: Callable[[Path, Path], object] = lambda given, out: None
+
+
+def _mounted(options: str, fill: bool) -> Callable[[Path, Path], Callable[[], object] | None]:
+    def spoil(given: Path, out: Path) -> Callable[[], object] | None:
+        kept = {path.name: path.read_bytes() for path in out.iterdir()}
+        size = "size=64k,mode=755"
+        command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(out)]
+        if os.getuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+            return None
+        for name, data in kept.items():
+            (out / name).write_bytes(data)
+        if fill:
+            with contextlib.suppress(OSError), (out / "filler").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+        subprocess.run(["mount", "-o", f"remount,{size},{options}", str(out)], check=True)
+        return lambda: None
+
+    return spoil
+
+
+def _unmount(given: Path, out: Path) -> None:
+    subprocess.run(["umount", str(out)], capture_output=True, check=False)
+
+
+def _without_rights(given: Path, out: Path) -> Callable[[], object]:
+    if os.getuid() == 0:
+        return lambda: os.setresuid(65534, 65534, 65534)
+    out.chmod(0o555)
+    return lambda: None
+
+
+def _unreadable(given: Path, out: Path) -> Callable[[], object]:
+    for path in given.iterdir():
+        path.chmod(0)
+    return _without_rights(given, out)
+
+
+def _mend_rights(given: Path, out: Path) -> None:
+    out.chmod(0o755)
+    for path in given.iterdir():
+        path.chmod(0o644)
+
+
+DISKS: dict[str, Disk] = {
+    "full": Disk(_mounted("rw", fill=True), _unmount),
+    "read-only": Disk(_mounted("ro", fill=False), _unmount),
+    "files may not grow": Disk(
+        lambda given, out: lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+    ),
+    "may not write": Disk(_without_rights, _mend_rights),
+    "may not read": Disk(_unreadable, _mend_rights),
+}
+
+
+def meet_disks(folder: Path, report: Report) -> None:
+    """Let every command meet every fault of a disk that can be made here."""
+    said = folder / "said"
+    for (fault, disk), (name, work) in itertools.product(DISKS.items(), WORKS.items()):
+        with _old_output(work, folder) as out:
+            before = disk.spoil(folder / "in", out)
+            if before is None:
+                continue
+            try:
+                status = forked(work, folder / "in", out, before=before, said=said)
+                # What a fit has found out by then is not lost, either.
+                left = {path.name for path in out.iterdir() if path.suffix != ".partial"}
+                kept = all((out / file).read_bytes() == OLD for file in work.outputs)
+            finally:
+                disk.mend(folder / "in", out)
+        problems = []
+        words = said.read_text()
+        if status != 2 or words.count("\n") != 1 or not words.startswith("seqagg: "):
+            problems.append(f"{name} exits with {status} and says {words!r}")
+        if not kept or left - {"filler"} != set(work.outputs):
+            problems.append(f"{name} leaves {', '.join(sorted(left))}")
+        report.add(fault, problems)
+
+
+# Processes.
+
+
+def forked(
+    work: Work,
+    given: Path,
+    out: Path,
+    *,
+    until: Callable[[int], None] | None = None,
+    before: Callable[[], object] = lambda: None,
+    said: Path | None = None,
+) -> int:
+    """Run a command in a forked process, and give its exit status, negative for a signal.
+
+    Parameters
+    ----------
+    work : Work
+    given, out : Path
+        Folders.
+    until : callable, optional
+        Waits for the moment to kill it; takes its id.
+    before : callable
+        Called in the process first: takes its rights away, say.
+    said : Path, optional
+        Gets what the command says on standard error.
+    """
+    arguments = [a.format(**{"in": given, "out": out}) for a in work.arguments]
+    pid = os.fork()
+    if pid == 0:
+        os._exit(_run(arguments, before, said))
+    if until is not None:
+        until(pid)
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _run(arguments: list[str], before: Callable[[], object], said: Path | None) -> int:
+    importlib.import_module("seqagg.checkpoints")
+    sys.modules["seqagg.checkpoints"].EVERY = 0.02  # type: ignore[attr-defined]
+    heard = io.StringIO()
+    status = 1
+    file = None if said is None else said.open("w")  # while it may still be opened
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(heard):
+            before()
+            seqagg_command(arguments)
+    except SystemExit as error:
+        status = int(error.code or 0)
+    except BaseException as error:
+        heard.write(f"{type(error).__name__}: {error}")
+    if file is not None:
+        file.write(heard.getvalue())
+        file.close()
+    return status
+
+
+def prepare() -> None:
+    """Import what commands import, so that a fork has it at once; nothing is started."""
+    for name in ("aggregators.gru", "aggregators.hmm", "benchmark", "prediction", "sources"):
+        importlib.import_module(f"seqagg.{name}")
+    # What Python and PyTorch would import later: who has no rights may not read those either.
+    for name in ("encodings.utf_8_sig", "cProfile", "torch._dynamo"):
+        importlib.import_module(name)
+
+
+if __name__ == "__main__":
+    main()
