@@ -453,12 +453,14 @@ def _run(arguments: list[str], before: Callable[[], object], said: Path | None) 
 
 
 def prepare() -> None:
-    """Import what commands import, so that a fork has it at once; nothing is started."""
-    for name in ("aggregators.gru", "aggregators.hmm", "benchmark", "prediction", "sources"):
+    """Import what commands import, so that a fork has it at once; no thread is started."""
+    for name in ("aggregators.gru", "benchmark", "inspection", "prediction", "report", "sources"):
         importlib.import_module(f"seqagg.{name}")
     # What Python and PyTorch would import later: who has no rights may not read those either.
-    for name in ("encodings.utf_8_sig", "cProfile", "torch._dynamo"):
+    for name in ("encodings.utf_8_sig", "cProfile", "torch._dynamo", "sklearn.model_selection"):
         importlib.import_module(name)
+    songs = small_songs()
+    seqagg.MeanLogOdds().fit(songs).predict_proba(songs)  # by compiled loops
 
 
 if __name__ == "__main__":
