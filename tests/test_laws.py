@@ -10,6 +10,7 @@ import inspect
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,15 @@ class TestLaw2EachSongForItself:
         finally:
             torch.set_num_threads(before)
         assert_same_answers(*by_threads, model)
+
+    def test_asked_by_many_threads_at_once(self, case: Case) -> None:
+        model = fitted(case)
+        parts = [case.queries[i : i + 5] for i in range(4)]
+        alone = [answers(model, part) for part in parts]
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(5):
+                together = list(pool.map(functools.partial(answers, model), parts))
+                assert all(map(np.array_equal, together, alone))
 
     def test_songs_or_plain_arrays(self, case: Case) -> None:
         model = fitted(case)
