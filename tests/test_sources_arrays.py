@@ -400,6 +400,58 @@ def test_hdf5_that_is_cut_short(tmp_path: Path) -> None:
             read(path, **KIND)
 
 
+TEXTS: dict[str, dict[str, Any]] = {
+    "contiguous": {},
+    "in chunks": {"chunks": (2,), "maxshape": (None,)},
+    "compressed": {"chunks": (2,), "compression": "gzip"},
+}
+
+
+@pytest.mark.parametrize("how", TEXTS)
+def test_text_of_hdf5_wherever_it_lies(tmp_path: Path, how: str) -> None:
+    names = ["one", "", "three" * 3000]
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["scores"] = np.ones((3, 2, 2), np.float32)
+        text = np.array(names, dtype=h5py.string_dtype())
+        file.create_dataset("label", data=text, **TEXTS[how])
+    songs = read(tmp_path / "x.h5", kind="probability", label="label")
+    assert songs.labels is not None
+    assert songs.labels.tolist() == [name or None for name in names]
+
+
+@pytest.mark.parametrize("how", ["contiguous", "in chunks"])
+@pytest.mark.parametrize(
+    ("field", "at", "value"),
+    [
+        ("heap", 8, 2**40),
+        ("free", 8, 0),
+        ("free", 8, 15),
+        ("reference", 0, 2**31),
+        ("reference", 4, 2**40),
+        ("reference", 4, 8),
+    ],
+)
+def test_text_of_hdf5_that_does_not_add_up(
+    tmp_path: Path, how: str, field: str, at: int, value: int
+) -> None:
+    """Over the second and third the HDF5 library stays for ever."""
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["scores"] = np.ones((2, 2, 2), np.float32)
+        text = np.array(["jig", "reel"], dtype=h5py.string_dtype())
+        file.create_dataset("label", data=text, **TEXTS[how])
+    data = bytearray(path.read_bytes())
+    heap = data.index(b"GCOL")
+    # A reference is the length of the text, the address of its heap and its number there.
+    reference = data.index(b"\4\0\0\0" + heap.to_bytes(8, "little") + b"\1\0\0\0")
+    starts = {"heap": heap, "free": heap + 16 + 2 * 24, "reference": reference}
+    start, width = starts[field] + at, 8 if at else 4
+    data[start : start + width] = value.to_bytes(width, "little")
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match=r"x.h5: column 'label': its text is damaged"):
+        read(path, kind="probability", label="label")
+
+
 def test_hdf5_without_h5py_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -429,6 +429,10 @@ def _read_history(arrays: Mapping[str, Array]) -> list[History]:
     return history
 
 
+_LARGEST = 1e9
+"""A weight beyond it is no fitted one, and a few of them multiply to infinity."""
+
+
 def _read_network(arrays: Mapping[str, Array], network: nn.Module) -> nn.Module:
     # Everything is float32: it was trained so.
     wanted = {name: ("float32", *value.shape) for name, value in network.state_dict().items()}
@@ -439,6 +443,8 @@ def _read_network(arrays: Mapping[str, Array], network: nn.Module) -> nn.Module:
     for name, array in arrays.items():
         if name.rpartition(".")[2] == "spread" and (array <= 0).any():
             raise ModelFileError(f"array {name} is not positive")
+        if np.abs(array).max(initial=0) > _LARGEST:
+            raise ModelFileError(f"array {name} is too large for float32")
     tensors = {name: torch.tensor(array) for name, array in arrays.items()}
     network.load_state_dict(tensors, assign=True)
     return network.eval()

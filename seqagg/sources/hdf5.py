@@ -1,11 +1,16 @@
 """Arrays in HDF5 files; h5py, of the extra ``hdf5``, reads them.
 
 Links to other files, data that lie elsewhere and filters that are not h5py's own are refused.
+
+Text of variable length lies in *global heaps* that a dataset refers to (HDF5 File Format
+Specification 3.0, III.E). The HDF5 library searches some that are damaged for ever, and reserves
+whatever a reference claims, so they are looked at first, unless the references are compressed.
 """
 
 from __future__ import annotations
 
 import importlib
+import mmap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,7 +37,7 @@ def read(files: Sequence[File], options: Options, notes: list[str]) -> Iterator[
                     yield from arrays.read_arrays(_members(h5py, store, file), options, file, notes)
             except SourceError:
                 raise
-            except (OSError, RuntimeError, KeyError, ValueError) as error:
+            except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
                 raise SourceError(f"cannot be read: {error}", file=file.path) from None
 
 
@@ -61,6 +66,8 @@ class _Dataset:
             raise SourceError("lies in another file", file=file.path, column=name)
         text = h5py.check_string_dtype(dataset.dtype)
         self._is_text = text is not None and text.length is None
+        if self._is_text:
+            _check_text(dataset, name, file)
         self.shape = dataset.shape or ()
         self.dtype = np.dtype("U1") if self._is_text else dataset.dtype
         arrays.check_dtype(self.dtype, name, file)
@@ -75,3 +82,56 @@ class _Dataset:
         self._n_taken = min(first + n, self.shape[0])
         array = self._dataset[first : self._n_taken]
         return np.array(array, dtype=str) if self._is_text else np.asarray(array)
+
+
+_REFERENCE = np.dtype([("n_bytes", "<u4"), ("address", "<u8"), ("index", "<u4")])
+
+
+def _check_text(dataset: Any, name: str, file: File) -> None:
+    """Refuse text whose references or heaps do not add up."""
+    sizes = dataset.file.id.get_create_plist().get_sizes()
+    if sizes != (8, 8):
+        raise SourceError("its addresses are not of 8 bytes", file=file.path, column=name)
+    with (
+        file.path.open("rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        for first, n_bytes in _pieces(dataset):
+            piece = data[first : first + n_bytes - n_bytes % _REFERENCE.itemsize]
+            used = np.frombuffer(piece, _REFERENCE)
+            used = used[used["n_bytes"] > 0]
+            fine = not len(used) or int(used["n_bytes"].max()) <= len(data)
+            for address in np.unique(used["address"]).tolist():
+                fine = fine and _is_heap(data, address)
+            if not fine:
+                raise SourceError("its text is damaged", file=file.path, column=name)
+
+
+def _pieces(dataset: Any) -> list[tuple[int, int]]:
+    """Where in the file the numbers of a dataset lie, and how many bytes; not if compressed."""
+    stored = dataset.id
+    if dataset.chunks is None:
+        first = stored.get_offset()
+        return [] if first is None else [(first, stored.get_storage_size())]
+    if stored.get_create_plist().get_nfilters():
+        return []
+    chunks = [stored.get_chunk_info(i) for i in range(stored.get_num_chunks())]
+    return [(chunk.byte_offset, chunk.size) for chunk in chunks]
+
+
+def _is_heap(data: mmap.mmap, first: int) -> bool:
+    """Whether a global heap lies there whose objects fill it."""
+    if first + 16 > len(data) or data[first : first + 4] != b"GCOL":
+        return False
+    end = first + int.from_bytes(data[first + 8 : first + 16], "little")
+    place = first + 16
+    while end <= len(data) and end - place >= 16:
+        index = int.from_bytes(data[place : place + 2], "little")
+        n_bytes = int.from_bytes(data[place + 8 : place + 16], "little")
+        step = (
+            n_bytes if index == 0 else 16 + -(-n_bytes // 8) * 8
+        )  # 0: what is free, with its head
+        if step < 16:
+            return False
+        place += step
+    return place <= end <= len(data)

@@ -17,6 +17,8 @@ from seqagg.sources.npy import NpyMember
 
 TAKES = arrays.TAKES
 
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError)
+
 
 def read(files: Sequence[File], options: Options, notes: list[str]) -> Iterator[Batch]:
     """Songs of ``.npz`` files."""
@@ -25,7 +27,7 @@ def read(files: Sequence[File], options: Options, notes: list[str]) -> Iterator[
             try:
                 with zipfile.ZipFile(file.path) as archive:
                     yield from arrays.read_arrays(_members(archive, file), options, file, notes)
-            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            except _BROKEN as error:
                 raise SourceError(f"is no whole .npz file: {error}", file=file.path) from None
             except RuntimeError as error:
                 raise SourceError(f"cannot be unpacked: {error}", file=file.path) from None
