@@ -26,6 +26,7 @@ from seqagg.aggregators import make_aggregator
 from seqagg.aggregators.base import Aggregator
 from seqagg.cache import write_cache
 from seqagg.cli import main
+from seqagg.engines import Engine, using
 from tests.conftest import mixed_songs
 
 SONGS = mixed_songs(40)
@@ -136,6 +137,35 @@ def test_stopped_anywhere_it_ends_in_the_same_model(
     assert_array_equal(torch.get_rng_state(), random_state)
 
 
+class Elsewhere(Engine):
+    """An engine of other processes, but that there are none."""
+
+    @property
+    def alone(self) -> bool:
+        return False
+
+    def run(self, function: Any, shared: Any, items: Any) -> Any:
+        return self._in_this_process(function, shared, items)
+
+
+@pytest.mark.parametrize("name", ["gru", "two layers", "mil"])
+def test_networks_that_others_trained_are_kept(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: Any) -> None:
+        raise AssertionError("this was done before")
+
+    make = MADE[name]
+    expected = make().fit(SONGS)
+    with using(Elsewhere()):
+        leave(lambda: make().fit(SONGS), tmp_path / "kept")
+        monkeypatch.setattr("seqagg.aggregators.network._train_one", never)
+        with keeping(tmp_path / "kept") as kept:
+            found = make().fit(SONGS)
+    assert kept.resumed
+    same(found, expected)
+
+
 @pytest.mark.parametrize("name", FITS)
 def test_work_that_was_kept_is_not_done_again(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -236,6 +266,7 @@ FIT = """
 import signal, sys
 import seqagg.checkpoints
 from seqagg.cli import main
+from seqagg.engines import Engine, using
 sys.modules["seqagg.checkpoints"].EVERY = 0.0
 signal.signal(signal.SIGINT, signal.default_int_handler)
 main(sys.argv[1:])

@@ -22,6 +22,7 @@ from seqagg.errors import SongError
 from seqagg.kernels.hmm import fit_em
 from seqagg.large_fit import fit_hmm_to_all, fit_to_all, other_samples, sample_songs
 from seqagg.manifest import Manifest
+from seqagg.places import place_of, remove
 from seqagg.shards import find_shards, write_shards
 from tests.conftest import COLUMNS, order_free_songs, order_songs
 
@@ -117,6 +118,19 @@ def test_methods_fitted_to_files_are_fitted_to_all_songs(
         assert_allclose(fitted.thresholds_, expected.thresholds_, rtol=1e-3)
     proba = expected.predict_proba(usable)
     assert_allclose(fitted.predict_proba(usable), proba, rtol=0, atol=1e-3)
+
+
+def test_a_bucket_is_learnt_from(tmp_path: Path) -> None:
+    songs, out = make_songs(), tmp_path / "m.safetensors"
+    bucket = f"memory://{tmp_path}/songs"
+    write_shards([songs], bucket, 50)
+    done = CliRunner().invoke(
+        cli.main, ["fit", bucket, "--method=mean", "--sample=60", f"--out={out}", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["n_songs"] == len(learnable(songs))
+    assert remove(place_of(bucket)) is None
+    assert not place_of(bucket).exists()
 
 
 def test_no_more_is_held_than_the_bound_says(
