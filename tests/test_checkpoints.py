@@ -266,7 +266,6 @@ FIT = """
 import signal, sys
 import seqagg.checkpoints
 from seqagg.cli import main
-from seqagg.engines import Engine, using
 sys.modules["seqagg.checkpoints"].EVERY = 0.0
 signal.signal(signal.SIGINT, signal.default_int_handler)
 main(sys.argv[1:])
