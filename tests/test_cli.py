@@ -886,7 +886,7 @@ def test_methods_json():
     by_name = {row["method"]: row for row in found}
     assert by_name["gru"]["learns"]
     assert not by_name["mean"]["learns"]
-    assert by_name["mean"]["parameters"] == {"on_empty": "error"}
+    assert by_name["mean"]["parameters"] == {"n_jobs": None, "on_empty": "error"}
     assert run_json("methods", "mean") == [by_name["mean"]]
 
 

@@ -29,13 +29,15 @@ def test_nothing_is_lost() -> None:
 
 
 CARELESS = """
-import contextlib, json
+import contextlib, json, time
 from pathlib import Path
 import seqagg.files
 
 @contextlib.contextmanager
 def atomic_write(path):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(b"half")
+    time.sleep(0.3)  # long enough to be killed in
     yield Path(path)
 
 seqagg.files.atomic_write = atomic_write
