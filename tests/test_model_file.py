@@ -428,6 +428,21 @@ def test_the_file_says_what_made_it(path):
     assert {"python", "seqagg", "numpy"} <= header["versions"].keys()
 
 
+def test_versions_are_those_of_the_fit_even_where_other_ones_load_it(path, monkeypatch):
+    """A model in a model says so, too, and is read as it was written."""
+    songs = make_songs(n=40)
+    fitted = make_aggregator("auto", methods=("stack",), n_errors=-100.0).fit(songs)
+    fitted.save(path)
+    header, _ = read_model(path)
+    monkeypatch.setattr("seqagg.aggregators.versions", lambda: {"numpy": "99"})
+    loaded = load(path)
+    assert_same_answers(loaded, fitted, songs)
+    loaded.save(path)
+    assert read_model(path)[0] == header
+    loaded.fit(songs).save(path)
+    assert read_model(path)[0]["versions"] == {"numpy": "99"}
+
+
 def test_the_checksum_of_the_training_cache_is_kept(path, tmp_path):
     fitted = MeanLogOdds().fit(make_songs())
     fitted.save(path)

@@ -170,7 +170,7 @@ def pack(aggregator: Aggregator) -> tuple[dict[str, Any], dict[str, npt.NDArray[
         "n_features_in": int(aggregator.n_features_in_),
         "columns_are_classes": bool(aggregator._columns_are_classes),
         "multilabel": bool(aggregator.multilabel_),
-        "versions": versions(),
+        "versions": aggregator._fitted_with or versions(),
     }
     if aggregator._trained_on is not None:
         header["trained_on"] = aggregator._trained_on
@@ -209,6 +209,7 @@ def unpack(header: dict[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Ag
     if own.keys() != (_SHARED | _MULTILABEL if multilabel else _SHARED):
         _refuse(f"holds the arrays {', '.join(sorted(own)) or 'of no method'}")
     aggregator._trained_on = header.get("trained_on")
+    aggregator._fitted_with = header["versions"]
     aggregator.columns_ = None if columns is None else tuple(columns)
     aggregator.n_features_in_ = n_columns
     aggregator.classes_ = classes

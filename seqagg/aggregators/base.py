@@ -113,6 +113,8 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     thresholds_: Floats | None
     _trained_on: str | None = None
     """Checksum of the cache that a loaded aggregator was fitted to."""
+    _fitted_with: dict[str, str] | None = None
+    """Versions of what a loaded aggregator was fitted with."""
 
     def fit(self, X: Any, y: Any = None, groups: Any = None) -> Aggregator:
         """Learn from labelled songs, forgetting any earlier fit.
@@ -143,7 +145,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         self._check_parameters()
         # Set last, so that a fit that fails leaves nothing that looks fitted.
         self.__dict__.pop("inverse_temperature_", None)
-        self._trained_on = None
+        self._trained_on = self._fitted_with = None
         songs = self._usable(X)
         targets = find_targets(
             songs,
