@@ -20,7 +20,6 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-from joblib import effective_n_jobs
 
 from seqagg.kernels.segments import (
     segment_mean,
@@ -32,6 +31,7 @@ from seqagg.kernels.segments import (
 from seqagg.logodds import PROBABILITY_MARGIN
 from seqagg.songs import Songs
 from seqagg.streaming import Memory
+from seqagg.threads import count_threads
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -78,7 +78,7 @@ class WholeSongs(Averages):
 
     def _shared(self, average: Callable[[Songs], Floats]) -> Floats:
         songs = self._songs
-        n = min(effective_n_jobs(self._n_jobs), songs.values.nbytes // _BYTES_A_THREAD)
+        n = min(count_threads(self._n_jobs), songs.values.nbytes // _BYTES_A_THREAD)
         if n <= 1:
             return average(songs)
         frames = np.linspace(songs.offsets[0], songs.offsets[-1], n + 1)[1:-1]

@@ -83,8 +83,9 @@ def behind(do: Callable[[T], object]) -> Iterator[Callable[[T], None]]:
 def count_threads(n_jobs: int | None) -> int:
     """Threads that joblib would count, whatever processes it may be told to use elsewhere."""
     from joblib import effective_n_jobs, parallel_config
+    from joblib.parallel import get_active_backend
 
-    with parallel_config(backend="threading"):
+    with parallel_config(backend="threading", n_jobs=get_active_backend()[1]):
         return int(effective_n_jobs(n_jobs))
 
 

@@ -11,9 +11,10 @@ from functools import partial
 
 import pytest
 import torch
+from joblib import parallel_config
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from seqagg.threads import ahead, behind, one_thread_each, side_by_side
+from seqagg.threads import ahead, behind, count_threads, one_thread_each, side_by_side
 
 
 def pools() -> set[int]:
@@ -27,6 +28,16 @@ def _two_threads():
     with threadpool_limits(2):
         yield
     torch.set_num_threads(before)
+
+
+def test_threads_are_counted_as_joblib_does():
+    assert count_threads(None) == 1
+    assert count_threads(-1) == os.cpu_count()
+    with parallel_config(n_jobs=3):
+        assert count_threads(None) == 3
+        assert count_threads(2) == 2
+    with parallel_config(backend="sequential"):  # which has but one place for processes
+        assert count_threads(2) == 2
 
 
 def test_inside_and_after():
