@@ -196,6 +196,17 @@ class TestLessons:
         held = set.union(*(set(without.ids) for without, _ in told))
         assert held == set(map(str, sample.ids))
 
+    def test_where_all_songs_are_held_out_the_sample_is_heard(self, tmp_path: Path) -> None:
+        """All but two artists' songs are: each network may hear none of its own artist's."""
+        songs = learnable(make_songs()).replace(fold=None)
+        songs = songs.replace(groups=["one" if i % 2 else "two" for i in range(len(songs))])
+        folder, manifest = in_shards(songs[songs.groups == "one"], tmp_path / "songs")
+        lessons = other_samples(folder, manifest, n_songs=40)
+        with hearing(lessons):
+            model = GRUAggregator(epochs=2, patience=2, hidden_size=2, n_folds=2).fit(songs)
+        assert [len(history) for history in model.history_] == [3, 3]
+        assert np.isfinite([row["crops"] for rows in model.history_ for row in rows[1:]]).all()
+
     def test_other_songs_are_learnt_from(self, tmp_path: Path) -> None:
         """The order of frames, which the few songs of the sample hardly tell."""
         songs = order_songs(900)

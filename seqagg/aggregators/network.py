@@ -232,7 +232,7 @@ class NetworkAggregator(Aggregator):
     ) -> History:
         n_epochs = self._n_epochs(turn.n_songs)
         patience = n_epochs // 2 if self.patience == "auto" else self.patience
-        lesson = Lesson(batches, turn.learn, as_target(y).to(batches.device))
+        lesson = own = Lesson(batches, turn.learn, as_target(y).to(batches.device))
         before = {"epoch": 0, "crops": math.nan}
         history = [before | {"held_out": self._loss(network, batches, y, turn)}]
         training = self._new_training(network, batches, turn, history)
@@ -246,7 +246,7 @@ class NetworkAggregator(Aggregator):
             if epoch - 1 - training.best_epoch >= patience:
                 break
             if turn.lessons is not None:
-                lesson = self._other_songs(turn.lessons(epoch - 1), turn.n_songs)
+                lesson = self._lesson_of(*turn.lessons(epoch - 1), turn.n_songs) or own
             crops = self._train_epoch(training, lesson, chance, go_on)
             held_out = self._loss(network, batches, y, turn)
             training.note({"epoch": epoch, "crops": crops, "held_out": held_out})
@@ -257,10 +257,11 @@ class NetworkAggregator(Aggregator):
         set_chance(network, None)
         return training.history
 
-    def _other_songs(self, found: tuple[Songs, Ints], most: int) -> Lesson:
-        songs, y = found
+    def _lesson_of(self, songs: Songs, y: Ints, most: int) -> Lesson | None:
+        """Lesson of other songs, if there are any; no more than the schedule has steps for."""
+        if len(y) == 0:
+            return None
         batches = Batches(songs, self._device())
-        # No more than the schedule has steps for.
         return Lesson(batches, np.arange(min(len(y), most)), as_target(y).to(batches.device))
 
     def _new_training(
