@@ -468,6 +468,9 @@ class TestRefusals:
     def test_a_broken_file_song_and_column_are_named(
         self, tmp_path: Path, suffix: str, broken: Broken
     ) -> None:
+        old_arrow = int(pa.__version__.partition(".")[0]) < 26
+        if old_arrow and suffix == "parquet" and broken is BROKEN["null fixed-size frame"]:
+            pytest.skip("Arrow refuses it before seqagg sees it")
         path = write_foreign(broken.table, tmp_path / f"c.{suffix}")
         with pytest.raises(CacheError, match=broken.message) as info:
             read_cache(path)
