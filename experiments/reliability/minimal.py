@@ -49,7 +49,7 @@ def run(folder: Path) -> dict[str, Any]:
     """Versions that were installed, and numbers of tests: passed, failed, skipped."""
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder.absolute() / "bin" / "python"
+    python = str(folder.absolute() / "bin" / "python")
     bounds = lower_bounds(tomllib.loads((ROOT / "pyproject.toml").read_text()))
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     (folder / "constraints.txt").write_text("\n".join(constraints(bounds, lines)))
