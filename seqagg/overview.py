@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seqagg.cache import cache_files, read_columns
+from seqagg.cache_pieces import cache_files, read_columns
 from seqagg.inspection import Inspection, Part, order_of_splits, warn_of_labels, warn_of_shared
 from seqagg.manifest import Manifest
 from seqagg.places import Place, place_of, size_of

@@ -26,7 +26,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seqagg.cache import cache_files, open_parquet, read_batches
+from seqagg.cache import read_batches
+from seqagg.cache_pieces import cache_files, open_parquet
 from seqagg.engines import Engine
 from seqagg.errors import CacheError, ModelFileError, ParameterError
 from seqagg.manifest import Manifest, Shard

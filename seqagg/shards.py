@@ -18,7 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from seqagg.cache import CacheWriter, Names, cache_files, count_frames, read_columns
+from seqagg.cache import CacheWriter
+from seqagg.cache_pieces import cache_files, count_frames, read_columns
+from seqagg.cache_table import Names
 from seqagg.errors import CacheError, ParameterError
 from seqagg.files import only_one
 from seqagg.manifest import Manifest, Shard, read_manifest

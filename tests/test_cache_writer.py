@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from seqagg import CacheError, Songs, read_cache, write_cache
-from seqagg.cache import CacheWriter, Names
+from seqagg.cache import CacheWriter
+from seqagg.cache_table import Names
 from tests.conftest import assert_same_songs
 
 formats = pytest.mark.parametrize("suffix", ["parquet", "arrow"])

@@ -25,6 +25,8 @@ FLOW = [
     "kernels.odds",
     "songs",
     "streaming",
+    "cache_table",
+    "cache_pieces",
     "cache",
     "shards",
     "sources.base",

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import seqagg
-from seqagg import Songs, cache, prediction, write_cache
+from seqagg import Songs, cache, cache_pieces, prediction, write_cache
 from seqagg.aggregators import make_aggregator
 from seqagg.cache import CacheBatches
 from seqagg.errors import CacheError, ParameterError, SongError
@@ -53,7 +53,7 @@ def model(tmp_path: Path, songs: Songs) -> Path:
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some five songs at a time, and a map that is given back after some batches."""
     monkeypatch.setattr(prediction, "CacheBatches", functools.partial(CacheBatches, n_bytes=600))
-    monkeypatch.setattr(cache, "_MAPPED_BYTES", 2000)
+    monkeypatch.setattr(cache_pieces, "_MAPPED_BYTES", 2000)
     monkeypatch.setattr(cache, "_ROW_GROUP_BYTES", 3000)
     monkeypatch.setattr(prediction, "_ROWS", 30)
 
@@ -321,7 +321,7 @@ STOPPED = """
 import os, signal, sys
 from seqagg import cache, prediction
 
-cache._BATCH_BYTES, prediction._ROWS = 600, 5
+cache.BATCH_BYTES, prediction._ROWS = 600, 5
 prediction.CacheBatches = lambda path: cache.CacheBatches(path, n_bytes=600)
 label, model, source, out = prediction._label, *sys.argv[1:4]
 
@@ -361,9 +361,9 @@ def test_stopped_in_the_middle(songs: Songs, model: Path, tmp_path: Path, name: 
 MEMORY = r"""
 import functools, re, sys
 from pathlib import Path
-from seqagg import cache, prediction
+from seqagg import cache, cache_pieces, prediction
 
-cache._MAPPED_BYTES = 8 * 2**20
+cache_pieces._MAPPED_BYTES = 8 * 2**20
 prediction.CacheBatches = functools.partial(cache.CacheBatches, n_bytes=2**20)
 model, small, *large, out = sys.argv[1:]
 peaks = []

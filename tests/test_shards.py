@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from seqagg import Songs, read_cache, write_cache
-from seqagg.cache import CacheBatches, count_frames
+from seqagg.cache import CacheBatches
+from seqagg.cache_pieces import count_frames
 from seqagg.errors import CacheError, ParameterError
 from seqagg.inspection import inspect
 from seqagg.manifest import NAME, Manifest, read_manifest
@@ -93,7 +94,7 @@ def test_overview_says_what_inspect_does_without_the_scores(
         several = [None if x is None else [x, "jazz"][: i % 3] for i, x in enumerate(songs.labels)]
         songs = songs.replace(labels=[x and sorted(set(x)) for x in several], task=task)
     manifest = write_shards([songs], tmp_path / "songs", 30)
-    monkeypatch.setattr("seqagg.cache._read_scores", pytest.fail)
+    monkeypatch.setattr("seqagg.cache_table._read_scores", pytest.fail)
     found, expected = overview(tmp_path / "songs", manifest), inspect(songs)
     blank = {"n_frames": None, "n_missing": None}
     blank |= {"frame_accuracy": None, "frame_accuracy_error": None}

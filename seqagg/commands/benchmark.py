@@ -129,7 +129,8 @@ def _songs_to_compare(cache: Place | None) -> tuple[str, Songs, str]:
     """Name, songs and checksum of the cache; None stands for the embedded one."""
     from importlib.resources import as_file, files
 
-    from seqagg.cache import checksum, read_cache
+    from seqagg.cache import read_cache
+    from seqagg.cache_pieces import checksum
 
     if cache is None:
         with as_file(files("seqagg") / "data" / "tunes.parquet") as path:

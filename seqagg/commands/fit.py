@@ -114,7 +114,7 @@ def fit(
     every epoch, and when a process or machine is lost they go on from there.
     """
     from seqagg.aggregators.lessons import hearing
-    from seqagg.cache import checksum
+    from seqagg.cache_pieces import checksum
     from seqagg.engines import using
     from seqagg.inspection import inspect as look
     from seqagg.model_file import check_suffix

@@ -89,7 +89,8 @@ def frames(features: Path, out: Path, as_json: bool, **options: Any) -> None:
     """
     import dataclasses
 
-    from seqagg.cache import SUFFIXES, write_cache
+    from seqagg.cache import write_cache
+    from seqagg.cache_pieces import SUFFIXES
     from seqagg.inspection import inspect as look
     from seqagg.progress import is_quiet, shown
 

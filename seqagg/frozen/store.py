@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from seqagg.cache import SUFFIXES, CacheWriter, read_cache, write_cache
+from seqagg.cache import CacheWriter, read_cache, write_cache
+from seqagg.cache_pieces import SUFFIXES
 from seqagg.errors import CacheError
 from seqagg.files import atomic_write, only_one
 from seqagg.frozen.named import Block, Ints

@@ -17,7 +17,8 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from seqagg.cache import HEADER_KEY, CacheWriter
+from seqagg.cache import CacheWriter
+from seqagg.cache_table import HEADER_KEY
 from seqagg.errors import ParameterError, SongError, SourceError
 from seqagg.logodds import Kind, Task
 from seqagg.progress import counted

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
-from seqagg.cache import buffer_size
+from seqagg.cache_pieces import buffer_size
 from seqagg.errors import SourceError
 from seqagg.sources.base import BATCH_BYTES, MOST_COLUMNS, check_regular, n_at_a_time
 from seqagg.sources.text import Cell, TextTable

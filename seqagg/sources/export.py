@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from seqagg.cache import HEADER_KEY, table_of_songs
+from seqagg.cache_table import HEADER_KEY, table_of_songs
 from seqagg.errors import ParameterError, SongError
 from seqagg.songs import Songs
 from seqagg.sources.columnar import FRAMES_KEY

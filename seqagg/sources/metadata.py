@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seqagg.cache import Names
+from seqagg.cache_table import Names
 from seqagg.errors import ParameterError, SeqaggError, SourceError
 from seqagg.songs import Songs
 from seqagg.sources.base import BATCH_BYTES, Batch, Options, numbered, unchanged

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seqagg.cache import songs_of_table
+from seqagg.cache_table import songs_of_table
 from seqagg.errors import SourceError
 from seqagg.sources.base import Batch, File, Options, named_columns, unchanged
 from seqagg.sources.columnar import ColumnTable, Table, open_table

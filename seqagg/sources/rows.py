@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seqagg.cache import Names
+from seqagg.cache_table import Names
 from seqagg.errors import SourceError
 from seqagg.logodds import Kind, Task
 from seqagg.songs import Songs

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seqagg.cache import HEADER_KEY, header_of
+from seqagg.cache_table import HEADER_KEY, header_of
 from seqagg.errors import SourceError
 from seqagg.sources.base import Batch, File, Ints, Options, unchanged
 from seqagg.sources.columnar import FRAMES_KEY, ColumnTable, Table, matrix, open_table
