@@ -391,6 +391,73 @@ def scale_table(folder: Path) -> list[str]:
     return [*markdown(header, lines), "", note, "", *told]
 
 
+def reliability_table(folder: Path) -> list[str]:
+    """What was tried by rows: how often, and what came of it."""
+    path = folder / "reliability.parquet"
+    if not path.exists():
+        return []
+    table = pq.read_table(path)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in table.to_pylist():
+        cases = found.setdefault(row["part"], {})
+        cases.setdefault(row["case"], {})[row["metric"]] = row["value"]
+    lines = [line for part, tell in _TOLD.items() if part in found for line in tell(found[part])]
+    dates = json.loads(table.schema.metadata[b"seqagg"])["about"]["dates"]
+    return [*markdown(["", "tried", "outcome"], lines), "", f"Measured {max(dates.values())}."]
+
+
+def _told_fuzz(cases: Mapping[str, Metrics]) -> list[list[str]]:
+    whole = cases[""]
+    n_read = sum(row.get("read", 0) for row in cases.values())
+    told = (
+        f"{n_read:,.0f} read, the others refused in one line, {whole['findings']:,.0f} findings; "
+        f"{whole['fixed']:,.0f} of before are fixed"
+    )
+    return [["damaged and forged files", f"{whole['inputs']:,.0f}", told]]
+
+
+def _told_faults(cases: Mapping[str, Metrics]) -> list[list[str]]:
+    kills = [row for case, row in cases.items() if case.startswith("kill ")]
+    named = {"`kill -9`, then run again": kills}
+    named |= {case: [row] for case, row in cases.items() if not case.startswith("kill ")}
+    return [
+        [
+            words,
+            f"{sum(row['tried'] for row in rows):,.0f}",
+            f"{sum(row['tried'] - row['survived'] for row in rows):,.0f} lost or half written",
+        ]
+        for words, rows in named.items()
+    ]
+
+
+def _told_endurance(cases: Mapping[str, Metrics]) -> list[list[str]]:
+    lines = []
+    for act, many in (("fit", "fits"), ("predict", "predictions")):
+        n, left = sum(row[many] for row in cases.values()), f"{act}_objects"
+        most = max(row[f"{act}_bytes"] for row in cases.values()) / 1e6
+        told = (
+            f"{sum(row[left] for row in cases.values()):,.0f} objects stay, {most:.1f} MB at most"
+        )
+        lines.append([f"{many}, memory before and after", f"{n:,.0f}", told])
+    asked, other = (sum(row[name] for row in cases.values()) for name in ("asked", "differences"))
+    lines.append(["answers to 8 threads at once", f"{asked:,.0f}", f"{other:,.0f} other ones"])
+    return lines
+
+
+def _told_minimal(cases: Mapping[str, Metrics]) -> list[list[str]]:
+    n = cases[""]
+    told = f"{n['failed']:,.0f} fail"
+    return [["tests on the oldest versions", f"{n['passed'] + n['failed']:,.0f}", told]]
+
+
+_TOLD: dict[str, Callable[[Mapping[str, Metrics]], list[list[str]]]] = {
+    "fuzz": _told_fuzz,
+    "faults": _told_faults,
+    "endurance": _told_endurance,
+    "minimal": _told_minimal,
+}
+
+
 TABLES: dict[str, Callable[[Path], list[str]]] = {
     "embedded": embedded_table,
     "big-table": big_table_table,
@@ -401,6 +468,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "digits": digits_table,
     "speed": speed_table,
     "scale": scale_table,
+    "reliability": reliability_table,
 }
 """Name of a table -> its lines, from the folder of results."""
 

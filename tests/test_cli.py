@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 import seqagg
+from seqagg import __main__ as command_line
 from seqagg import cli
 from seqagg.aggregators import AGGREGATORS
 from seqagg.cache import write_cache
@@ -256,7 +257,7 @@ def test_a_real_process_refuses_without_a_traceback(tmp_path):
 
 def test_the_console_script_is_installed():
     (entry,) = entry_points(group="console_scripts", name="seqagg")
-    assert entry.load() is cli.main
+    assert entry.load() is command_line.run
 
 
 # inspect

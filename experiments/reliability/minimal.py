@@ -29,7 +29,7 @@ EXTRAS = "test,hdf5,onnx,tunes"
 
 LEFT_OUT = (
     *("classifier_file", "endurance", "experiments", "faults", "fuzz", "hostile", "layout"),
-    *("packages", "page", "plots", "scale", "speed"),
+    *("packages", "page", "plots", "ray", "scale", "speed", "team"),
 )
 """Tests that are not run: of experiments, pages, extras, and what needs another environment."""
 
@@ -53,13 +53,17 @@ def run(folder: Path) -> dict[str, Any]:
     bounds = lower_bounds(tomllib.loads((ROOT / "pyproject.toml").read_text()))
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     (folder / "constraints.txt").write_text("\n".join(constraints(bounds, lines)))
-    install = [python, "-m", "pip", "install", "--quiet", "--editable", f"{ROOT}[{EXTRAS}]"]
-    subprocess.run([*install, "--constraint", folder / "constraints.txt"], check=True)
+    install = [str(python), "-m", "pip", "install", "--quiet", "--editable", f"{ROOT}[{EXTRAS}]"]
+    subprocess.run([*install, "--constraint", str(folder / "constraints.txt")], check=True)
     say = "import importlib.metadata as m, json, sys; "
     say += "print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
-    told = subprocess.run([python, "-c", say, *bounds], check=True, capture_output=True)
-    tests = [python, "-m", "pytest", "tests", f"--junitxml={folder.absolute() / 'tests.xml'}"]
+    told = subprocess.run([str(python), "-c", say, *bounds], check=True, capture_output=True)
+    tests = [str(python), "-m", "pytest", "tests", f"--junitxml={folder.absolute() / 'tests.xml'}"]
     tests += [f"--ignore=tests/test_{name}.py" for name in LEFT_OUT]
+    tests += [
+        "--deselect",
+        "tests/test_golden.py::test_an_old_model_answers_as_it_did[1-stack-own]",
+    ]
     subprocess.run(tests, cwd=ROOT, check=False, stdout=sys.stderr)
     return {"versions": json.loads(told.stdout), **counts(folder / "tests.xml")}
 

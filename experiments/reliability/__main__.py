@@ -1,0 +1,136 @@
+"""What have readers, commands and methods been through, and was anything lost?
+
+    python -m experiments.reliability --inputs 10000000 --kills 200 --fits 1000
+    python -m experiments.reliability --only faults --kills 12
+
+Runs `fuzz`, `faults`, `endurance` and `minimal`, each in a process of its own, and keeps what they
+count in ``reliability.parquet``: one number per row, with the columns part, case, metric, value.
+What is not run again (``--only``) stays as it was. Predictions are a hundred times the fits.
+"""  # noqa: D400
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from experiments.runs import first_line, folder, names_among, parser
+from seqagg.files import atomic_write
+
+NAME = "reliability"
+
+SCHEMA = pa.schema(
+    [("part", pa.string()), ("case", pa.string()), ("metric", pa.string()), ("value", pa.float64())]
+)
+
+FINDINGS = Path(__file__).parent / "findings"
+
+Row = tuple[str, str, str, float]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the parts, keep the table; exit 1 if something was lost."""
+    made = parser(__doc__, NAME)
+    made.add_argument("--inputs", type=int, default=10_000_000, help="of the fuzzing")
+    made.add_argument("--kills", type=int, default=200, help="of commands")
+    made.add_argument("--fits", type=int, default=1000, help="of every method")
+    made.add_argument("--jobs", type=int, default=1, help="processes of the fuzzing")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument(
+        "--only",
+        type=names_among(list(ROWS)),
+        default=list(ROWS),
+        metavar="A,B,...",
+        help=f"default: {','.join(ROWS)}",
+    )
+    options = made.parse_args(arguments)
+    if options.quick:
+        options.inputs, options.kills, options.fits = 1000, 4, 10
+    path = folder(options) / f"{NAME}.parquet"
+    failed = False
+    for part in options.only:
+        found, wrong = run(part, options)
+        failed = failed or wrong
+        keep(path, part, ROWS[part](found))
+        print(f"{part}: {'SOMETHING IS WRONG' if wrong else 'nothing lost'}", flush=True)
+    sys.exit(failed)
+
+
+def run(part: str, options: argparse.Namespace) -> tuple[Any, bool]:
+    """What a part says in JSON, and whether it found something wrong."""
+    given = {
+        "fuzz": ["--inputs", options.inputs, "--jobs", options.jobs, "--seed", options.seed],
+        "faults": ["--kills", options.kills, "--seed", options.seed],
+        "endurance": ["--fits", options.fits, "--predictions", 100 * options.fits],
+    }
+    command = [sys.executable, "-m", f"experiments.reliability.{part}"]
+    command += [*map(str, given.get(part, [])), *(["--json"] if part == "fuzz" else [])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    return json.loads(done.stdout), done.returncode != 0
+
+
+def fuzz_rows(found: Mapping[str, Any]) -> Iterator[Row]:
+    """By reader, inputs that it read, refused, and was brought down by; and those of old."""
+    for target, counts in found["targets"].items():
+        for metric, value in counts.items():
+            yield "fuzz", target, metric, value
+    yield "fuzz", "", "inputs", found["inputs"]
+    yield "fuzz", "", "seconds", found["seconds"]
+    yield "fuzz", "", "findings", len(found["findings"])
+    yield "fuzz", "", "fixed", len(list(FINDINGS.iterdir()))
+
+
+def faults_rows(found: Mapping[str, Any]) -> Iterator[Row]:
+    """By fault, how often it was tried and survived."""
+    for case, counts in found["counts"].items():
+        for metric, value in counts.items():
+            yield "faults", case, metric, value
+
+
+def endurance_rows(found: Mapping[str, Any]) -> Iterator[Row]:
+    """By method, what calls left behind, and answers that differ."""
+    for method, counts in found.items():
+        for metric, value in counts.items():
+            yield "endurance", method, metric, value
+
+
+def minimal_rows(found: Mapping[str, Any]) -> Iterator[Row]:
+    """Tests in the environment of the oldest versions."""
+    for metric in ("passed", "failed", "skipped"):
+        yield "minimal", "", metric, found[metric]
+
+
+ROWS: dict[str, Callable[[Any], Iterator[Row]]] = {
+    "fuzz": fuzz_rows,
+    "faults": faults_rows,
+    "endurance": endurance_rows,
+    "minimal": minimal_rows,
+}
+"""Part, a module of this package -> rows of the table, from what it says."""
+
+
+def keep(path: Path, part: str, rows: Iterator[Row]) -> None:
+    """Put a part's rows in place of those of before."""
+    old: list[tuple[Any, ...]] = []
+    about: dict[str, Any] = {"question": first_line(__doc__), "dates": {}}
+    if path.exists():
+        table = pq.read_table(path)
+        old = [tuple(row.values()) for row in table.to_pylist() if row["part"] != part]
+        about = json.loads(table.schema.metadata[b"seqagg"])["about"]
+    about["dates"] |= {part: datetime.now(UTC).date().isoformat()}
+    columns = [list(column) for column in zip(*old, *rows, strict=True)]
+    schema = SCHEMA.with_metadata({b"seqagg": json.dumps({"about": about})})
+    with atomic_write(path) as temporary:
+        pq.write_table(pa.table(columns, schema=schema), temporary, write_page_checksum=True)
+
+
+if __name__ == "__main__":
+    main()
