@@ -12,7 +12,7 @@ import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 import pytest
@@ -91,7 +91,7 @@ class TestOldestVersions:
 
 
 class TestReliability:
-    FOUND: dict[str, Any] = {
+    FOUND: ClassVar[dict[str, Any]] = {
         "fuzz": {
             "inputs": 30,
             "seconds": 1.0,
