@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any, ClassVar
 import pyarrow.parquet as pq
 import pytest
 
-from experiments import reliability
+from experiments import licences, reliability
 from experiments.readme import fill
 from experiments.reliability import __main__ as whole
 from experiments.reliability import minimal
@@ -75,6 +76,15 @@ def test_installed_alone_it_does_its_main_job(packages: Path, tmp_path: Path, ki
     where = [bare / "bin" / "python", "-c", "import seqagg; print(seqagg.__file__)"]
     told = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert Path(told.stdout.strip()).is_relative_to(site)
+
+
+def test_every_library_stands_in_the_table_of_licences() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = dict(re.findall(r"^\| (\S+) \| \S* ?\| (.+) \|$", text, flags=re.MULTILINE))
+    rows = {name: licence for name, licence in rows.items() if name not in ("library", "---")}
+    assert rows.keys() == licences.dependencies().keys()
+    for name in ("click", "numpy", "pytest"):
+        assert rows[name] == licences.licence_of(name)
 
 
 class TestOldestVersions:
