@@ -204,6 +204,20 @@ def test_pieces_of_any_size_make_the_same_songs(
             assert_same_songs(read(tmp_path / name, kind="probability"), songs)
 
 
+@pytest.mark.parametrize("name", ["T.PARQUET", "T.ARROW", "T.CSV", "T.CSV.GZ", "T.JSONL.GZ"])
+def test_names_may_be_in_capitals(tmp_path: Path, name: str) -> None:
+    songs, path = some_songs(), tmp_path / name
+    if name == "T.PARQUET":
+        pq.write_table(to_arrow(songs), path)
+    elif name == "T.ARROW":
+        feather.write_feather(to_arrow(songs), str(path))
+    else:
+        table = to_polars(songs)
+        text = table.write_ndjson() if "JSON" in name else table.write_csv()
+        path.write_bytes(gzip.compress(text.encode()) if name.endswith("GZ") else text.encode())
+    assert_same_songs(read(path, kind="probability"), songs)
+
+
 def test_songs_of_json_lines_hold_lists_of_frames(tmp_path: Path) -> None:
     rows = [{"song_id": "b", "scores": [[0.5, 0.5], [0.25, 0.75]], "label": "x"}]
     rows += [{"song_id": "a", "scores": [[1.0, 0.0]], "label": None}]

@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 from seqagg.cache_pieces import buffer_size
 from seqagg.errors import SourceError
 from seqagg.sources.base import BATCH_BYTES, MOST_COLUMNS, check_regular, n_at_a_time
-from seqagg.sources.text import Cell, TextTable
+from seqagg.sources.text import PACKED, Cell, TextTable, unpacked
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 ARROW_SUFFIXES = (".arrow", ".arrows", ".feather", ".ipc")
-JSON_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+JSON_SUFFIXES = tuple(kind + end for kind in (".jsonl", ".ndjson") for end in ("", *PACKED))
 
 ARROW_MARK = b"ARROW1"
 """What an Arrow file begins with, but not a stream."""
@@ -257,8 +257,7 @@ class JSONTable(ColumnTable):
         read = pa_json.ReadOptions(block_size=_JSON_BLOCK)
         parse = pa_json.ParseOptions(explicit_schema=schema)
         with pa.OSFile(str(path)) as file:
-            stream = pa.CompressedInputStream(file, "gzip") if path.suffix == ".gz" else file
-            yield file, pa_json.open_json(stream, read, parse)
+            yield file, pa_json.open_json(unpacked(file, path), read, parse)
 
     def _pieces(self, types: Types, n_rows: int) -> Iterator[tuple[pa.RecordBatch, float]]:
         assert self.path is not None
@@ -273,7 +272,8 @@ class JSONTable(ColumnTable):
         ]
         with self._open(self.path, pa.schema(open_ends)) as (file, reader):
             for batch in reader:
-                share = min(1.0, file.tell() / size)
+                # At its end the reader closes what it reads.
+                share = 1.0 if file.closed else min(1.0, file.tell() / size)
                 for first in range(0, len(batch), n_rows):
                     yield batch.slice(first, n_rows).select(list(types)), share
 
@@ -287,11 +287,12 @@ Table = TextTable | ColumnTable
 
 def open_table(path: Path, delimiter: str | None = None) -> Table:
     """Open a table of any kind, by its suffix."""
-    if path.suffix in PARQUET_SUFFIXES:
+    name = path.name.lower()
+    if name.endswith(PARQUET_SUFFIXES):
         return ParquetTable(path)
-    if path.suffix in ARROW_SUFFIXES:
+    if name.endswith(ARROW_SUFFIXES):
         return ArrowTable(path)
-    if path.name.endswith(JSON_SUFFIXES):
+    if name.endswith(JSON_SUFFIXES):
         return JSONTable(path)
     return TextTable(path, delimiter)
 

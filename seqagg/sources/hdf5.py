@@ -128,9 +128,8 @@ def _is_heap(data: mmap.mmap, first: int) -> bool:
     while end <= len(data) and end - place >= 16:
         index = int.from_bytes(data[place : place + 2], "little")
         n_bytes = int.from_bytes(data[place + 8 : place + 16], "little")
-        step = (
-            n_bytes if index == 0 else 16 + -(-n_bytes // 8) * 8
-        )  # 0: what is free, with its head
+        # Object 0 is what is free, and counts its head.
+        step = n_bytes if index == 0 else 16 + -(-n_bytes // 8) * 8
         if step < 16:
             return False
         place += step

@@ -25,9 +25,10 @@ import pyarrow.csv as pa_csv
 from seqagg.errors import SourceError
 from seqagg.sources.base import MOST_COLUMNS, check_regular
 
-_PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+"""End of a file's name -> what it is packed with."""
 
-SUFFIXES = (".csv", ".tsv", ".txt", *(kind + end for kind in (".csv", ".tsv") for end in _PACKED))
+SUFFIXES = (".csv", ".tsv", ".txt", *(kind + end for kind in (".csv", ".tsv") for end in PACKED))
 
 NOTHING = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "-nan", "#N/A"]
 """Cells of numbers that hold none."""
@@ -63,7 +64,8 @@ class TextTable:
         check_regular(path)
         self.path = path
         if delimiter is None:
-            delimiter = "," if ".csv" in path.suffixes[-2:] else "\t"
+            kinds = [suffix.lower() for suffix in path.suffixes[-2:]]
+            delimiter = "," if ".csv" in kinds else "\t"
         self.delimiter = "\t" if delimiter in ("\\t", "tab") else delimiter
         if len(self.delimiter) != 1:
             raise SourceError(f"the delimiter {delimiter!r} is not one character", file=path)
@@ -90,11 +92,7 @@ class TextTable:
 
     def _open(self) -> Any:
         """The text, unpacked, and closing with it the file."""
-        return self._unpacked(pa.OSFile(str(self.path)))
-
-    def _unpacked(self, file: Any) -> Any:
-        packed = _PACKED.get(self.path.suffix)
-        return pa.CompressedInputStream(file, packed) if packed else file
+        return unpacked(pa.OSFile(str(self.path)), self.path)
 
     def _read_names(self) -> list[str]:
         if not self._head.strip():
@@ -153,7 +151,7 @@ class TextTable:
         try:
             with (
                 pa.OSFile(str(self.path)) as file,
-                self._unpacked(file) as stream,
+                unpacked(file, self.path) as stream,
                 pa_csv.open_csv(stream, **options) as reader,
             ):
                 for batch in reader:
@@ -214,6 +212,12 @@ class TextTable:
                     what = f"row {number}: byte {line[error.start]:#04x} is no UTF-8"
                     return SourceError(what, file=self.path, column=name)
         return SourceError("is not UTF-8", file=self.path)
+
+
+def unpacked(file: pa.NativeFile, path: Path) -> pa.NativeFile:
+    """What is in a file, which may be packed as its name says."""
+    packed = PACKED.get(path.suffix.lower())
+    return pa.CompressedInputStream(file, packed) if packed else file
 
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|infinity|nan)", re.I)
