@@ -9,9 +9,10 @@ lengths to class scores of shape (n_songs, n_classes).
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -201,6 +202,17 @@ class NetworkAggregator(Aggregator):
         """Whether all dropout of the networks is `Dropout`, none PyTorch's with its global one."""
         return True
 
+    @contextlib.contextmanager
+    def _seeded(self, batches: Batches, turn: Turn) -> Iterator[None]:
+        """Seed PyTorch's global generator, if networks draw from it, and put it back as it was."""
+        if self._has_own_chance():
+            yield
+            return
+        devices = [batches.device] if batches.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self._seed(turn.number) + turn.team.rank)
+            yield
+
     def _train(
         self,
         network: nn.Module,
@@ -212,50 +224,33 @@ class NetworkAggregator(Aggregator):
         go_on: Callable[[], None],
     ) -> History:
         """Train in place; leave the network as it was in its best epoch."""
-        if self._has_own_chance():
-            return self._train_by(network, batches, y, turn, step, stage, go_on)
-        # With PyTorch's global generator seeded, and put back as it was.
-        devices = [batches.device] if batches.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self._seed(turn.number) + turn.team.rank)
-            return self._train_by(network, batches, y, turn, step, stage, go_on)
-
-    def _train_by(
-        self,
-        network: nn.Module,
-        batches: Batches,
-        y: Ints,
-        turn: Turn,
-        step: Any,
-        stage: Stage,
-        go_on: Callable[[], None],
-    ) -> History:
-        n_epochs = self._n_epochs(turn.n_songs)
-        patience = n_epochs // 2 if self.patience == "auto" else self.patience
-        lesson = own = Lesson(batches, turn.learn, as_target(y).to(batches.device))
-        before = {"epoch": 0, "crops": math.nan}
-        history = [before | {"held_out": self._loss(network, batches, y, turn)}]
-        training = self._new_training(network, batches, turn, history)
-        name = f"network {turn.number}"
-        training.take_up(stage, name)
-        for _ in training.history[1:]:
-            step("")
-        chance = Chance(training.generator, turn.team)
-        set_chance(network, chance)
-        for epoch in range(len(training.history), n_epochs + 1):
-            if epoch - 1 - training.best_epoch >= patience:
-                break
-            if turn.lessons is not None:
-                lesson = self._lesson_of(*turn.lessons(epoch - 1), turn.n_songs) or own
-            crops = self._train_epoch(training, lesson, chance, go_on)
-            held_out = self._loss(network, batches, y, turn)
-            training.note({"epoch": epoch, "crops": crops, "held_out": held_out})
-            training.keep(stage, name)
-            step(f"held-out loss {held_out:.3f}")
-        network.load_state_dict(training.best)
-        network.eval()
-        set_chance(network, None)
-        return training.history
+        with self._seeded(batches, turn):
+            n_epochs = self._n_epochs(turn.n_songs)
+            patience = n_epochs // 2 if self.patience == "auto" else self.patience
+            lesson = own = Lesson(batches, turn.learn, as_target(y).to(batches.device))
+            before = {"epoch": 0, "crops": math.nan}
+            history = [before | {"held_out": self._loss(network, batches, y, turn)}]
+            training = self._new_training(network, batches, turn, history)
+            name = f"network {turn.number}"
+            training.take_up(stage, name)
+            for _ in training.history[1:]:
+                step("")
+            chance = Chance(training.generator, turn.team)
+            set_chance(network, chance)
+            for epoch in range(len(training.history), n_epochs + 1):
+                if epoch - 1 - training.best_epoch >= patience:
+                    break
+                if turn.lessons is not None:
+                    lesson = self._lesson_of(*turn.lessons(epoch - 1), turn.n_songs) or own
+                crops = self._train_epoch(training, lesson, chance, go_on)
+                held_out = self._loss(network, batches, y, turn)
+                training.note({"epoch": epoch, "crops": crops, "held_out": held_out})
+                training.keep(stage, name)
+                step(f"held-out loss {held_out:.3f}")
+            network.load_state_dict(training.best)
+            network.eval()
+            set_chance(network, None)
+            return training.history
 
     def _lesson_of(self, songs: Songs, y: Ints, most: int) -> Lesson | None:
         """Lesson of other songs, if there are any; no more than the schedule has steps for."""
