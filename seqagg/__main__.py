@@ -33,7 +33,11 @@ def run() -> None:
     ends, takes a third of the time of a short command.
     """
     gc.set_threshold(20_000, 50)
-    import_later("scipy.stats")  # scikit-learn imports it, which takes longer than all the rest
+    for name in (
+        "scipy.stats",
+        "scipy.optimize",
+    ):  # scikit-learn imports them: longer than the rest
+        import_later(name)
     try:
         main(prog_name="seqagg")
     finally:

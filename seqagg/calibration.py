@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize, minimize_scalar
+import scipy.optimize
 from scipy.special import expit, logit
 
 Floats = npt.NDArray[np.float64]
@@ -179,7 +179,7 @@ def fit_inverse_temperature(log_scores: Floats, y: Ints) -> float:
         nll = negative_log_likelihood(np.exp(log_beta) * log_scores, y)
         return len(y) * nll + 0.5 * log_beta**2
 
-    found = minimize_scalar(cost, bounds=(-_RANGE, _RANGE), method="bounded")
+    found = scipy.optimize.minimize_scalar(cost, bounds=(-_RANGE, _RANGE), method="bounded")
     return float(np.exp(found.x))
 
 
@@ -200,7 +200,7 @@ def _fit_platt(log_odds: Floats, y: Ints) -> tuple[float, Floats]:
     size = np.clip(-np.log(max(float(centered.std()), 1e-12)), -_RANGE, _RANGE)
     bounds = [(-_RANGE, _RANGE), *[(None, None)] * (1 + y.shape[1])]
     start = np.concatenate([[size], _first_biases(y)])
-    best = minimize(cost, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    best = scipy.optimize.minimize(cost, start, jac=True, method="L-BFGS-B", bounds=bounds).x
     beta = float(np.exp(best[0]))
     return beta, _biases(best[1:])[0] - beta * center
 
@@ -286,5 +286,5 @@ def fit_mixture_weights(
     own = _first_biases(y) if biased else np.empty(0)
     bounds = [*[(0, None)] * n_parts, *[(None, None)] * len(own)]
     start = np.concatenate([around / unit, own])
-    best = minimize(cost, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    best = scipy.optimize.minimize(cost, start, jac=True, method="L-BFGS-B", bounds=bounds)
     return np.asarray(best.x[:n_parts] * unit), float(best.fun)

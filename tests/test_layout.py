@@ -80,6 +80,8 @@ FLOW = [
     "aggregators.start",
     "aggregators.averaging",
     "aggregators.hmm_start",
+    "aggregators.hmm_reference",
+    "aggregators.hmm_state",
     "aggregators.hmm",
     "aggregators.batches",
     "aggregators.team",

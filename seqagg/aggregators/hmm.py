@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -35,6 +33,7 @@ from seqagg.aggregators.base import (
     from_text_array,
     text_array,
 )
+from seqagg.aggregators.hmm_reference import fit_with_hmmlearn, to_hmmlearn
 from seqagg.aggregators.hmm_start import (
     MOST_ROTATED,
     Shape,
@@ -42,6 +41,7 @@ from seqagg.aggregators.hmm_start import (
     starting_model,
     whiten_within,
 )
+from seqagg.aggregators.hmm_state import PARTS, read_model, read_shape
 from seqagg.aggregators.start import AverageStart, make_start
 from seqagg.averages import RunningAverages, WholeSongs
 from seqagg.calibration import (
@@ -54,7 +54,7 @@ from seqagg.calibration import (
 from seqagg.checkpoints import current_stage
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import Fold, grouped_folds
-from seqagg.kernels.hmm import GaussianParameters, fit_em, log_likelihoods, with_jacobian
+from seqagg.kernels.hmm import GaussianParameters, fit_em, log_likelihoods
 from seqagg.kernels.hmm_filter import ForwardFilter
 from seqagg.progress import steps
 from seqagg.songs import Songs
@@ -62,7 +62,7 @@ from seqagg.streaming import Memory
 from seqagg.threads import check_n_jobs, one_thread_each
 
 if TYPE_CHECKING:
-    from hmmlearn.hmm import GaussianHMM
+    pass
 
 
 _MOST_FULL = 64
@@ -284,7 +284,7 @@ class HMMAggregator(Aggregator):
             own_offsets = np.concatenate([[0], np.cumsum(lengths)])
             fit = partial(self._fit_class, own, own_offsets, shape, k, n_restarts)
             found = stage.once(f"{about}, model {k}", fit)
-            parameters = GaussianParameters(*(found[part] for part in _PARTS))
+            parameters = GaussianParameters(*(found[part] for part in PARTS))
             models[k] = _ClassModel(parameters, found["history"].tolist(), len(mine), len(own))
         return models
 
@@ -295,7 +295,7 @@ class HMMAggregator(Aggregator):
         n_states = max(1, min(shape.n_states, len(frames) // self.min_frames))
         rng = np.random.default_rng([self.random_state, k])
         n_starts = n_restarts if shape.topology == "ergodic" and n_states > 1 else 1
-        fit = _fit_with_hmmlearn if self.engine == "hmmlearn" else fit_em
+        fit = fit_with_hmmlearn if self.engine == "hmmlearn" else fit_em
         best: tuple[GaussianParameters, list[float]] | None = None
         for _ in range(n_starts):
             start = starting_model(frames, offsets, n_states, shape, rng)
@@ -311,7 +311,7 @@ class HMMAggregator(Aggregator):
                 best = found
         assert best is not None
         parameters, history = best
-        arrays = {part: getattr(parameters, part) for part in _PARTS}
+        arrays = {part: getattr(parameters, part) for part in PARTS}
         return arrays | {"history": np.array(history)}
 
     def _choose(
@@ -377,31 +377,15 @@ class HMMAggregator(Aggregator):
 
     def _set_hmms(self) -> None:
         """Give the fitted models to the user, as hmmlearn has them."""
-        hmms = {k: self._to_hmmlearn(model) for k, model in self._models.items()}
+        hmms = {
+            k: to_hmmlearn(model, self._whitening, self._column_order)
+            for k, model in self._models.items()
+        }
         self.background_ = hmms.pop(len(self.classes_), None)
         self.hmms_ = {
             self.classes_[self._class_order[k]].item(): hmms[k]
             for k in sorted(hmms, key=lambda k: self._class_order[k])
         }
-
-    def _to_hmmlearn(self, model: GaussianParameters) -> GaussianHMM:
-        """Model of plain log-odds, columns in the user's order."""
-        from hmmlearn.hmm import GaussianHMM
-
-        # Row j of the canonical basis belongs to the user's column column_order[j].
-        back = np.argsort(self._column_order)
-        basis, center = self._whitening.basis[back], self._whitening.center[back]
-        alone = basis.ndim == 1
-        if alone:
-            means = model.means[:, back] / basis + center
-            plain = dataclasses.replace(model, means=means, covars=model.covars[:, back] / basis**2)
-        else:
-            plain = with_jacobian(model, basis, center)
-        hmm = GaussianHMM(plain.n_states, "diag" if alone else "full", implementation="log")
-        hmm.n_features = self.n_features_in_
-        hmm.startprob_, hmm.transmat_ = plain.startprob, plain.transmat
-        hmm.means_, hmm.covars_ = plain.means, plain.covars
-        return hmm
 
     def _report(
         self, models: Mapping[int, _ClassModel], shapes: list[Shape], losses: list[float]
@@ -463,7 +447,7 @@ class HMMAggregator(Aggregator):
         self._whitening = Whitening(arrays["center"], arrays["basis"])
         self._start = AverageStart.of_state(arrays)
         self._models = {
-            k: _read_model(arrays, k, n_columns)
+            k: read_model(arrays, k, n_columns)
             for k in range(n_classes + self.multilabel_)
             if f"{k}.startprob" in arrays
         }
@@ -471,13 +455,13 @@ class HMMAggregator(Aggregator):
             raise ModelFileError("the background has no model")
         if not self._models:
             raise ModelFileError("no class has a model")
-        self.shape_ = _read_shape(arrays["shape"])
+        self.shape_ = read_shape(arrays["shape"])
         self.fit_report_ = str(from_text_array(arrays["report"]))
         known = {
             "shape",
             "report",
             *shapes,
-            *(f"{k}.{part}" for k in self._models for part in _PARTS),
+            *(f"{k}.{part}" for k in self._models for part in PARTS),
         }
         if set(arrays) != known:
             raise ModelFileError(f"unknown arrays: {', '.join(sorted(set(arrays) - known))}")
@@ -507,48 +491,6 @@ class _Listening(RunningAverages):
         return method._mix(method._start.scores_of(averages), likelihood, averages.lengths)
 
 
-_LEAST_COVARIANCE, _FARTHEST_MEAN = 1e-18, 1e9
-"""In whitened frames; the square of the one over the other is what float32 still holds."""
-
-_PARTS = ("startprob", "transmat", "means", "covars")
-
-
-def _read_shape(array: Array) -> Shape:
-    n_states, *words = from_text_array(array)
-    if type(n_states) is not int or [type(word) for word in words] != [str, str]:
-        raise ModelFileError("the shape cannot be read")
-    return Shape(n_states, *words)
-
-
-def _read_model(arrays: Mapping[str, Array], k: int, n_columns: int) -> GaussianParameters:
-    missing = [part for part in _PARTS if f"{k}.{part}" not in arrays]
-    if missing:
-        raise ModelFileError(f"the model of class {k} lacks {', '.join(missing)}")
-    found = GaussianParameters(*(arrays[f"{k}.{part}"] for part in _PARTS))
-    n = found.startprob.size
-    diagonal, full = (n, n_columns), (n, n_columns, n_columns)
-    parts = {name: getattr(found, name) for name in _PARTS}
-    covars = full if found.covars.ndim == 3 else diagonal
-    shapes = {"startprob": (n,), "transmat": (n, n), "means": diagonal, "covars": covars}
-    check_floats(parts, shapes, f" of class {k}")
-    if n == 0:
-        raise ModelFileError(f"the model of class {k} has no state")
-    for name, p in (("startprob", found.startprob), ("transmat", found.transmat)):
-        if (p < 0).any() or not np.allclose(p.sum(axis=-1), 1, rtol=0, atol=1e-6):
-            raise ModelFileError(f"{name} of class {k} holds no probabilities")
-    if found.covars.ndim == 2:
-        positive = bool((found.covars > 0).all())
-    else:
-        symmetric = np.allclose(found.covars, found.covars.swapaxes(1, 2))
-        positive = symmetric and bool((np.linalg.eigvalsh(found.covars) > 0).all())
-    if not positive:
-        raise ModelFileError(f"a covariance of class {k} is not positive")
-    least = np.diagonal(found.covars, axis1=1, axis2=2) if found.covars.ndim == 3 else found.covars
-    if least.min() < _LEAST_COVARIANCE or np.abs(found.means).max() > _FARTHEST_MEAN:
-        raise ModelFileError(f"a state of class {k} is too narrow or too far for float32")
-    return found
-
-
 def _songs_of_models(y: Ints) -> dict[int, Ints]:
     """Songs that each model is fitted to."""
     if y.ndim == 1:
@@ -568,57 +510,3 @@ def _try_one(
     fitted = method._fit_classes(whiten(known), known.offsets, y[learn], shapes[i], 1, about)
     models = {k: m.parameters for k, m in fitted.items()}
     return {"likelihood": method._likelihood(models, whiten(unknown), unknown.offsets)}
-
-
-def _fit_with_hmmlearn(
-    frames: Floats,
-    offsets: Ints,
-    model: GaussianParameters,
-    *,
-    shrinkage: float,
-    n_iter: int,
-    tol: float,
-) -> tuple[GaussianParameters, list[float]]:
-    """Do what `fit_em` does, with hmmlearn's own EM from the same start."""
-    from hmmlearn.hmm import GaussianHMM
-
-    n_features = frames.shape[1]
-    full = model.covars.ndim == 3
-    hmm = GaussianHMM(
-        model.n_states,
-        "full" if full else "diag",
-        # A scalar would be added to every element of a full covariance.
-        covars_prior=shrinkage * np.eye(n_features) if full else shrinkage,
-        covars_weight=shrinkage + (n_features if full else 1),
-        n_iter=n_iter,
-        tol=tol,
-        init_params="",
-        implementation="log",  # "scaling" overflows on songs that are far from a state
-    )
-    hmm.n_features = n_features
-    hmm.startprob_, hmm.transmat_ = model.startprob, model.transmat
-    hmm.means_, hmm.covars_ = model.means, model.covars
-    with _quiet_hmmlearn():
-        hmm.fit(frames, np.diff(offsets))
-    # hmmlearn leaves a state without frames as NaN, and one that is never left without a row.
-    left = hmm.transmat_.sum(axis=1, keepdims=True) > 0
-    alive = np.isfinite(hmm.means_).all(axis=1)
-    fitted = GaussianParameters(
-        hmm.startprob_,
-        np.where(left, hmm.transmat_, model.transmat),
-        np.where(alive[:, None], hmm.means_, model.means),
-        np.where(alive.reshape(-1, *[1] * (1 + full)), hmm._covars_, model.covars),
-    )
-    return fitted, [float(value) for value in hmm.monitor_.history]
-
-
-@contextmanager
-def _quiet_hmmlearn() -> Iterator[None]:
-    """Keep hmmlearn's remarks on convergence off the screen; `fit_report_` has them."""
-    logger = logging.getLogger("hmmlearn.base")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
