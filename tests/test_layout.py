@@ -90,6 +90,7 @@ FLOW = [
     "aggregators.network",
     "aggregators.gru",
     "aggregators.stacking",
+    "aggregators.pooling",
     "aggregators.mil",
     "aggregators.auto",
     "aggregators",
