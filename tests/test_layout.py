@@ -76,6 +76,7 @@ FLOW = [
     "classifier_file",
     "checkpoints",
     "aggregators.checks",
+    "aggregators.state",
     "aggregators.base",
     "aggregators.start",
     "aggregators.averaging",

@@ -14,15 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from seqagg.aggregators.base import (
-    Aggregator,
-    Array,
-    Floats,
-    Ints,
-    OnEmpty,
-    from_text_array,
-    text_array,
-)
+from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
+from seqagg.aggregators.state import from_text_array, text_array
 from seqagg.calibration import fit_mixture_weights, normalize, paired_gain, song_losses
 from seqagg.engines import engine_in_use
 from seqagg.errors import ModelFileError, ParameterError

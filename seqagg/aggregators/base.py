@@ -13,7 +13,6 @@ from every method, be it ever so random. Public methods speak in the user's orde
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -48,7 +47,7 @@ from seqagg.calibration import (
 )
 from seqagg.checkpoints import stage_of
 from seqagg.decision import abstain, best_thresholds, doubt_limit, doubts_of, label_sets
-from seqagg.errors import ModelFileError, ParameterError, SongError
+from seqagg.errors import ParameterError, SongError
 from seqagg.markup import card
 from seqagg.songs import Songs, as_songs
 from seqagg.streaming import Memory, Stream
@@ -542,31 +541,3 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
 
     def _canonical(self, songs: Songs) -> Songs:
         return songs._with(values=songs.values[:, self._column_order], columns=None)
-
-
-def check_floats(
-    arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], about: str = ""
-) -> None:
-    """Refuse arrays of a model file that are not float64 of the shapes they must have.
-
-    Raises
-    ------
-    ModelFileError
-        Names the first that is not, or that must not be there at all.
-    """
-    for name, array in arrays.items():
-        if array.shape != shapes.get(name) or array.dtype != np.float64:
-            raise ModelFileError(
-                f"array {name}{about} is {array.dtype} of shape {array.shape}, "
-                f"not float64 of shape {shapes.get(name)}"
-            )
-
-
-def text_array(value: Any) -> Array:
-    """JSON as an array of bytes, for a `_state` that has more to say than numbers."""
-    return np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
-
-
-def from_text_array(array: Array) -> Any:
-    """Take back what `text_array` gave; ValueError where it is none."""
-    return json.loads(array.astype(np.uint8).tobytes())

@@ -23,16 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from seqagg.aggregators.base import (
-    Aggregator,
-    Array,
-    Floats,
-    Ints,
-    OnEmpty,
-    check_floats,
-    from_text_array,
-    text_array,
-)
+from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
 from seqagg.aggregators.hmm_reference import fit_with_hmmlearn, to_hmmlearn
 from seqagg.aggregators.hmm_start import (
     MOST_ROTATED,
@@ -43,6 +34,7 @@ from seqagg.aggregators.hmm_start import (
 )
 from seqagg.aggregators.hmm_state import PARTS, read_model, read_shape
 from seqagg.aggregators.start import AverageStart, make_start
+from seqagg.aggregators.state import check_floats, from_text_array, text_array
 from seqagg.averages import RunningAverages, WholeSongs
 from seqagg.calibration import (
     AVERAGING_ERRORS,

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from seqagg.aggregators.base import Array, check_floats, from_text_array
+from seqagg.aggregators.base import Array
 from seqagg.aggregators.hmm_start import Shape
+from seqagg.aggregators.state import check_floats, from_text_array
 from seqagg.errors import ModelFileError
 from seqagg.kernels.hmm import GaussianParameters
 

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, from_text_array, text_array
+from seqagg.aggregators.base import Aggregator, Array, Floats, Ints
 from seqagg.aggregators.batches import SCORED_SONGS, Batches
 from seqagg.aggregators.lessons import Lesson, Turn, make_turns
+from seqagg.aggregators.state import from_text_array, text_array
 from seqagg.aggregators.team import ALONE, Chance, Team, current_team, set_chance
 from seqagg.aggregators.training import History, Training
 from seqagg.calibration import calibrated_losses

@@ -16,17 +16,9 @@ import numpy as np
 from scipy.special import logit, softmax
 from sklearn.base import ClassifierMixin, clone
 
-from seqagg.aggregators.base import (
-    Aggregator,
-    Array,
-    Floats,
-    Ints,
-    OnEmpty,
-    check_floats,
-    from_text_array,
-    text_array,
-)
+from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
 from seqagg.aggregators.start import AverageStart, fit_logistic, make_start, mixed_classes
+from seqagg.aggregators.state import check_floats, from_text_array, text_array
 from seqagg.averages import Averages, HeldAverages, RunningAverages
 from seqagg.calibration import (
     AVERAGING_ERRORS,

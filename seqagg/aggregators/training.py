@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from seqagg.aggregators.base import from_text_array, text_array
+from seqagg.aggregators.state import from_text_array, text_array
 from seqagg.checkpoints import Stage
 
 History = list[dict[str, float]]

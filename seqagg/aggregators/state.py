@@ -1,0 +1,42 @@
+"""Arrays of a model file: text among them, and whether they are what they must be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from seqagg.errors import ModelFileError
+
+Array = npt.NDArray[Any]
+
+
+def check_floats(
+    arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], about: str = ""
+) -> None:
+    """Refuse arrays of a model file that are not float64 of the shapes they must have.
+
+    Raises
+    ------
+    ModelFileError
+        Names the first that is not, or that must not be there at all.
+    """
+    for name, array in arrays.items():
+        if array.shape != shapes.get(name) or array.dtype != np.float64:
+            raise ModelFileError(
+                f"array {name}{about} is {array.dtype} of shape {array.shape}, "
+                f"not float64 of shape {shapes.get(name)}"
+            )
+
+
+def text_array(value: Any) -> Array:
+    """JSON as an array of bytes, for a `_state` that has more to say than numbers."""
+    return np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
+
+
+def from_text_array(array: Array) -> Any:
+    """Take back what `text_array` gave; ValueError where it is none."""
+    return json.loads(array.astype(np.uint8).tobytes())
