@@ -1,25 +1,29 @@
 """Does any file, however damaged or forged, do more than be refused?
 
     python -m experiments.reliability.fuzz --inputs 10000
-    python -m experiments.reliability.fuzz --seconds 3600 --jobs 2 --keep findings
+    python -m experiments.reliability.fuzz --inputs 10000000 --jobs 2 --state build/fuzz/state.json
 
 Input number i is made of a valid file by chance that depends on i and the seed alone; readers are
 those of `targets`, in turn. An input may be read, or refused with a `SeqaggError` of one line.
 Anything else is a finding: another error, a warning, a crash, more than 20 seconds at work, more
 than 300 MiB of memory, and whatever a file could have made the process do (start another, write
 elsewhere, unpickle, connect). Readers run in a process of their own, which is started again where
-it fell.
+it fell. With a state, a run goes on where one before it was stopped, and tries its findings again.
 """  # noqa: D400
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
+import gc
 import json
 import math
 import mmap
 import os
 import resource
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -27,14 +31,13 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from experiments.reliability.counts import Counts, left
 from experiments.reliability.mutations import scramble
 from experiments.runs import first_line
 
@@ -50,10 +53,15 @@ MOST_MEMORY = 300 * 2**20
 _MOST_ADDRESSES = 6 * 2**30
 """Addresses that the process may take: what asks for more gets a MemoryError."""
 
-_COUNTED = 50
-"""Inputs that are counted together; of a process that falls so many may go uncounted."""
+_PIECE = 50
+"""Inputs that a process takes, and counts, at a time."""
 
-_STATE = struct.Struct("<Qd")  # number of the input at hand, and processor's seconds before it
+_KEPT_EVERY = 60.0
+"""Seconds after which counts are written."""
+
+_STATE = struct.Struct("<QQQqd")
+"""First and end of the piece, input at hand, its target, and processor's seconds before it."""
+
 _FORBIDDEN = (
     *("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket."),
     *("pickle.find_class", "ctypes.", "os.remove", "os.rmdir", "shutil.", "os.symlink"),
@@ -61,41 +69,18 @@ _FORBIDDEN = (
 """Beginnings of events that Python tells of, and that no reader has a reason to cause."""
 
 
-@dataclass
-class Report:
-    """What became of the inputs.
-
-    Attributes
-    ----------
-    seconds : float
-    n_read, n_refused : Counter of str
-        By target.
-    findings : list of dict
-        ``target``, ``input`` (its number), ``what``.
-    """
-
-    seconds: float = 0.0
-    n_read: Counter[str] = field(default_factory=Counter)
-    n_refused: Counter[str] = field(default_factory=Counter)
-    findings: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def n_inputs(self) -> int:
-        """All of them."""
-        return self.n_read.total() + self.n_refused.total() + len(self.findings)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the readers on inputs; exit 1 if there is a finding."""
     parser = argparse.ArgumentParser(
         "python -m experiments.reliability.fuzz", description=first_line(__doc__)
     )
-    parser.add_argument("--inputs", type=int, default=None, help="how many; default: no limit")
-    parser.add_argument("--seconds", type=float, default=None, help="how long; default: no limit")
+    parser.add_argument("--inputs", type=int, default=2**62, help="how many; default: no limit")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="how long")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
-    parser.add_argument("--only", metavar="A,B,...", help="targets")
+    parser.add_argument("--only", metavar="A,B,...", default="", help="targets")
+    parser.add_argument("--state", type=Path, metavar="FILE", help="where counts are kept")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="where findings are kept")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -103,179 +88,224 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.worker is not None:
         work(options, options.worker)
         return
-    report = run(options)
-    shown = {
-        "inputs": report.n_inputs,
-        "seconds": round(report.seconds, 1),
-        "targets": {
-            name: {"read": report.n_read[name], "refused": report.n_refused[name]}
-            for name in sorted(report.n_read | report.n_refused)
-        },
-        "findings": report.findings,
-    }
-    print(json.dumps(shown, indent=1) if options.json else _words(report))
-    sys.exit(bool(report.findings))
+    if options.state is not None and options.keep is None:
+        options.keep = options.state.parent / "findings"
+    counts = run(options)
+    print(json.dumps(counts.told(), indent=1) if options.json else _words(counts))
+    sys.exit(bool(counts.findings))
 
 
-def _words(report: Report) -> str:
+def _words(counts: Counts) -> str:
     lines = [
-        f"{name:16} {report.n_read[name]:9,} read {report.n_refused[name]:9,} refused"
-        for name in sorted(report.n_read | report.n_refused)
+        f"{name:16} {n['read']:9,} read {n['refused']:9,} refused"
+        for name, n in counts.told()["targets"].items()
     ]
-    lines += [f"{f['target']}, input {f['input']}: {f['what']}" for f in report.findings]
-    rate = report.n_inputs / max(report.seconds, 1e-9)
+    lines += [f"{f['target']}, input {f['input']}: {f['what']}" for f in counts.findings]
+    rate = counts.n_inputs / max(counts.seconds, 1e-9)
     lines.append(
-        f"{report.n_inputs:,} inputs, {rate:,.0f} a second, {len(report.findings)} findings"
+        f"{counts.n_inputs:,} inputs, {rate:,.0f} a second, {len(counts.findings)} findings"
     )
     return "\n".join(lines)
 
 
-def run(options: argparse.Namespace) -> Report:
+def run(options: argparse.Namespace) -> Counts:
     """Hand inputs to processes, and start one again where it fell."""
-    started = time.monotonic()
-    report = Report()
+    about = {"seed": options.seed, "only": options.only}
+    counts = Counts.read(options.state, about)
+    again = counts.forget_findings()
+    started = kept = time.monotonic() - counts.seconds
+    latest = time.monotonic() + options.seconds
     base = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    with tempfile.TemporaryDirectory(dir=base, prefix="fuzz") as folder:
-        workers = [_Worker(options, Path(folder, str(k)), k) for k in range(options.jobs)]
-        while any(worker.is_alive(report) for worker in workers):
-            late = options.seconds is not None and time.monotonic() - started > options.seconds
-            if late:
-                for worker in workers:
-                    worker.stop()
+    with tempfile.TemporaryDirectory(dir=base, prefix="fuzz") as common:
+        plan, stop = Path(common, "plan"), Path(common, "stop")
+        plan.write_text(json.dumps({"done": counts.done, "again": again}))
+        workers = [_Worker(options, Path(common, str(k)), counts) for k in range(options.jobs)]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.touch())
+        while sum(worker.is_alive() for worker in workers):
             time.sleep(0.05)
-        for worker in workers:
-            worker.add_to(report)
-    report.seconds = time.monotonic() - started
-    return report
+            if time.monotonic() > latest:
+                stop.touch()
+            counts.seconds = time.monotonic() - started
+            if time.monotonic() - kept > _KEPT_EVERY:
+                counts.write(options.state, about)
+                kept = time.monotonic()
+    counts.write(options.state, about)
+    return counts
 
 
 class _Worker:
-    """A process that reads every so many-th input."""
+    """A process that takes inputs, a few at a time, until none is left."""
 
-    def __init__(self, options: argparse.Namespace, folder: Path, number: int) -> None:
+    def __init__(self, options: argparse.Namespace, folder: Path, counts: Counts) -> None:
         self._options = options
         self._folder = folder
-        self._stopped = False
-        folder.mkdir()
+        self._counts = counts
+        (folder / "findings").mkdir(parents=True)
         (folder / "counts").touch()
-        (folder / "findings").mkdir()
-        self._start(options.first + number)
+        self._lines, self._rest = (folder / "counts").open(), ""
+        self._start([])
 
-    def _start(self, first: int) -> None:
-        given, limit = self._options, self._options.inputs
+    def _start(self, pieces: list[tuple[int, int]]) -> None:
+        given = self._options
         command = [sys.executable, "-m", __spec__.name if __name__ == "__main__" else __name__]
-        command += ["--worker", str(self._folder), "--first", str(first), "--seed", str(given.seed)]
-        command += ["--jobs", str(given.jobs)]
-        command += ["--only", given.only] if given.only else []
-        if limit is not None:
-            command += ["--inputs", str(given.first + limit)]
-        (self._folder / "state").write_bytes(_STATE.pack(first, math.inf))
-        self._seen, self._since = (first, math.inf), time.monotonic()
+        command += ["--worker", str(self._folder), "--seed", str(given.seed), "--only", given.only]
+        command += ["--first", str(given.first), "--inputs", str(given.inputs)]
+        command += ["--keep", str(given.keep)] if given.keep is not None else []
+        (self._folder / "pieces").write_text(json.dumps(pieces))
+        (self._folder / "state").write_bytes(_STATE.pack(0, 0, 0, 0, math.inf))
+        self._seen, self._since = (0, math.inf), time.monotonic()
         with (self._folder / "stderr").open("w") as said:
             environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-            self._process = subprocess.Popen(command, stderr=said, env=environment)
+            # Interrupted with its parent, it would count the interrupt as an error of a reader.
+            self._process = subprocess.Popen(
+                command, stderr=said, env=environment, start_new_session=True
+            )
 
-    def stop(self) -> None:
-        """Let the process come to an end after the input at hand."""
-        self._stopped = True
-        (self._folder / "stop").touch()
-
-    def is_alive(self, report: Report) -> bool:
-        """Whether there is more to come; what fell is put into the report, and started again."""
-        number, before = _STATE.unpack((self._folder / "state").read_bytes())
+    def is_alive(self) -> bool:
+        """Whether there is more to come; what it counted is added, and what fell starts again."""
+        status = self._process.poll()
+        first, end, number, target, before = _STATE.unpack((self._folder / "state").read_bytes())
         if (number, before) != self._seen:
             self._seen, self._since = (number, before), time.monotonic()
-        status = self._process.poll()
+        what = ""
         if status is None and self._is_late(before):
             self._process.kill()
             self._process.wait()
             what = f"takes more than {LONGEST:.0f} s"
-        elif status is None:
-            return True
-        elif status == 0:
-            return False
-        else:
+        elif status:
             said = (self._folder / "stderr").read_text(errors="replace").strip().splitlines()
             what = f"ends the process with status {status}: {' '.join(said[:1] + said[-2:])[:300]}"
+        *lines, self._rest = (self._rest + self._lines.read()).split("\n")
+        for line in lines:
+            self._counts.add(json.loads(line))
+        if not what:
+            self._keep_findings()
+            return status is None
         if not math.isfinite(before):
             raise RuntimeError(f"the readers did not start: {what}")
-        target = _of_turn(json.loads((self._folder / "turns").read_text()), number, self._options)
-        report.findings.append({"target": target, "input": number, "what": what})
+        name = json.loads((self._folder / "targets").read_text())[target]
+        finding = {"target": name, "input": number, "what": what}
+        piece = {"piece": [number, number + 1], "read": {}, "refused": {}, "findings": [finding]}
+        self._counts.add(piece)
         for path in (self._folder / "in").glob("x.*"):
-            _keep(path, target, number, self._folder)
-        self._start(number + self._options.jobs)
+            _keep(path, name, number, self._folder)
+        self._keep_findings()
+        self._start([(first, number), (number + 1, end)])
         return True
+
+    def _keep_findings(self) -> None:
+        if self._options.keep is not None:
+            for path in (self._folder / "findings").iterdir():
+                self._options.keep.mkdir(parents=True, exist_ok=True)
+                shutil.move(path, self._options.keep / path.name)
 
     def _is_late(self, before: float) -> bool:
         parts = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         taken = sum(map(int, parts[11:13])) / os.sysconf("SC_CLK_TCK") - before
         return taken > LONGEST or time.monotonic() - self._since > 15 * LONGEST
 
-    def add_to(self, report: Report) -> None:
-        """Add what the processes counted, and keep the inputs of findings."""
-        if self._options.keep is not None:
-            self._options.keep.mkdir(parents=True, exist_ok=True)
-            for path in (self._folder / "findings").iterdir():
-                shutil.copy(path, self._options.keep)
-        for line in (self._folder / "counts").read_text().splitlines():
-            found = json.loads(line)
-            report.n_read.update(found["read"])
-            report.n_refused.update(found["refused"])
-            report.findings += found["findings"]
-
 
 # In the process of the readers.
 
 
 def work(options: argparse.Namespace, folder: Path) -> None:
-    """Read inputs from `first` on, until the last, or until the file ``stop`` is there."""
-    from experiments.reliability.targets import findings, make_targets
-    from seqagg import SeqaggError
+    """Read inputs until none is left, or until the file ``stop`` is there."""
+    from experiments.reliability.targets import make_targets
 
     warnings.simplefilter("error")
     inside = folder / "in"
     inside.mkdir(exist_ok=True)
+    shutil.rmtree(folder / "beside", ignore_errors=True)  # of a process that fell
     targets = make_targets(folder / "beside")
     if options.only:
         targets = {name: targets[name] for name in options.only.split(",")}
-    turns = [name for name, target in targets.items() for _ in range(target.weight)]
-    seeds: dict[str, list[bytes]] = {}
-    for name, target in targets.items():
-        place = folder / "seeds"
-        place.mkdir(exist_ok=True)
-        seeds[name] = list(target.seeds(place))
-        for seed in seeds[name]:  # valid, and what is imported at first is imported now
-            path = inside / f"x{target.suffix}"
-            path.write_bytes(seed)
-            if target.suffix not in (".npz", ".parquet"):  # some of these suit one reader only
-                target.read(path)
-            else:
-                try:
-                    target.read(path)
-                except SeqaggError:
-                    continue
-        (inside / f"x{target.suffix}").unlink()
-        seeds[name] += [path.read_bytes() for path in findings(name)]
-    (folder / "turns").write_text(json.dumps(turns))
+    (folder / "targets").write_text(json.dumps(list(targets)))
+    turns = [i for i, target in enumerate(targets.values()) for _ in range(target.weight)]
+    seeds = {name: _seeds(name, target, folder) for name, target in targets.items()}
+    again = _again(options, folder)
+    pieces = _pieces(options, folder)
     _guard(folder)
-    counts = Report()
-    with (folder / "state").open("r+b") as file:
+    gc.collect()
+    gc.freeze()  # what is here to stay need not be looked through again and again
+    names = list(targets)
+    with (folder / "state").open("r+b") as file, (folder / "counts").open("a") as lines:
         state = mmap.mmap(file.fileno(), 0)
-        for number in _numbers(options, folder):
-            name = _of_turn(turns, number, options)
-            state[:] = _STATE.pack(number, time.process_time())
-            target = targets[name]
-            data = _input(target, seeds[name], Random(options.seed << 48 | number))
-            _try(target, name, number, data, inside, counts)
-            if counts.n_inputs >= _COUNTED:
-                _add(counts, folder)
-                counts = Report()
-    _add(counts, folder)
+        for piece in pieces:
+            counts = Counts()
+            for number in piece:
+                turn = turns[number % len(turns)]
+                name, data = names[turn], again.get(number)
+                state[:] = _STATE.pack(piece.start, piece.stop, number, turn, time.process_time())
+                if data is None:
+                    data = _input(targets[name], seeds[name], Random(options.seed << 48 | number))
+                _try(targets[name], name, number, data, inside, counts)
+            line = {"piece": [piece.start, piece.stop], "read": counts.n_read}
+            line |= {"refused": counts.n_refused, "findings": counts.findings}
+            lines.write(json.dumps(line) + "\n")
+            lines.flush()
 
 
-def _of_turn(turns: Sequence[str], number: int, options: argparse.Namespace) -> str:
-    """Name of the target that gets an input."""
-    return turns[number // int(options.jobs) % len(turns)]
+def _seeds(name: str, target: Target, folder: Path) -> list[bytes]:
+    """Valid files, made once for all processes, and findings of old."""
+    from experiments.reliability.targets import findings
+    from seqagg import SeqaggError
+
+    place = folder.parent / "seeds" / name
+    if not place.exists():
+        (folder / "made").mkdir()
+        (folder / "new").mkdir()
+        for i, seed in enumerate(target.seeds(folder / "made")):
+            (folder / "new" / f"{i:03}").write_bytes(seed)
+        shutil.rmtree(folder / "made")
+        place.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(OSError):  # another process was faster
+            (folder / "new").rename(place)
+        shutil.rmtree(folder / "new", ignore_errors=True)
+    seeds = [path.read_bytes() for path in sorted(place.iterdir())]
+    path = folder / "in" / f"x{target.suffix}"
+    for seed in seeds:  # what is imported at first is imported now
+        path.write_bytes(seed)
+        if target.suffix not in (".npz", ".parquet"):  # some of these suit one reader only
+            target.read(path)
+        else:
+            with contextlib.suppress(SeqaggError):
+                target.read(path)
+    path.unlink()
+    return seeds + [path.read_bytes() for path in findings(name)]
+
+
+def _again(options: argparse.Namespace, folder: Path) -> dict[int, bytes]:
+    """Inputs that were findings, by number: made anew, they might be others by now."""
+    numbers = json.loads((folder.parent / "plan").read_text())["again"]
+    if options.keep is None:
+        return {}
+    return {n: path.read_bytes() for n in numbers for path in options.keep.glob(f"*-{n}.*")}
+
+
+def _pieces(options: argparse.Namespace, folder: Path) -> Iterator[range]:
+    """What a process before this one left, then what no other has taken."""
+    own = json.loads((folder / "pieces").read_text())
+    done = json.loads((folder.parent / "plan").read_text())["done"]
+    taken = (folder.parent / "taken").open("a+b", buffering=0)
+    end, parent = options.first + options.inputs, os.getppid()
+
+    def pieces() -> Iterator[range]:
+        yield from (range(*piece) for piece in own)
+        while not (folder.parent / "stop").exists() and os.getppid() == parent:
+            fcntl.flock(taken, fcntl.LOCK_EX)
+            taken.seek(0)
+            first = int(taken.read() or options.first)
+            piece = next(left(done, first, end, _PIECE), range(0))
+            if piece:
+                taken.truncate(0)
+                taken.write(b"%d" % piece.stop)
+            fcntl.flock(taken, fcntl.LOCK_UN)
+            if not piece:
+                return
+            yield piece
+
+    return pieces()
 
 
 def _input(target: Target, seeds: list[bytes], chance: Random) -> bytes:
@@ -286,21 +316,6 @@ def _input(target: Target, seeds: list[bytes], chance: Random) -> bytes:
             return target.mutate(seed, chance)
     except Exception:  # a finding of old is nothing that a mutation of meaning understands
         return scramble(seed, chance)
-
-
-def _add(counts: Report, folder: Path) -> None:
-    line = {"read": counts.n_read, "refused": counts.n_refused, "findings": counts.findings}
-    with (folder / "counts").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def _numbers(options: argparse.Namespace, folder: Path) -> Iterator[int]:
-    number = options.first
-    while options.inputs is None or number < options.inputs:
-        if number % 64 == options.first % 64 and (folder / "stop").exists():
-            return
-        yield number
-        number += options.jobs
 
 
 def _guard(folder: Path) -> None:
@@ -341,7 +356,7 @@ class _Forbidden(BaseException):
     """No error that a reader would take for its own."""
 
 
-def _try(target: Any, name: str, number: int, data: bytes, folder: Path, counts: Report) -> None:
+def _try(target: Any, name: str, number: int, data: bytes, folder: Path, counts: Counts) -> None:
     from seqagg import SeqaggError
 
     path = folder / f"x{target.suffix}"
@@ -367,7 +382,7 @@ def _try(target: Any, name: str, number: int, data: bytes, folder: Path, counts:
 
 
 def _keep(path: Path, target: str, number: int, folder: Path) -> None:
-    name = f"{target.replace(' ', '-')}-{number}{path.suffix}"
+    name = f"{target.replace(' ', '-')}-{number}{path.name.removeprefix('x')}"
     (folder / "findings" / name).write_bytes(path.read_bytes())
 
 

@@ -8,15 +8,20 @@ inputs or at the disk: the same chance makes the same file again.
 
 from __future__ import annotations
 
+import bz2
+import functools
+import gzip
 import hashlib
 import io
 import json
 import struct
 import zipfile
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 DEEP: list[Any] = []
 for _ in range(50):
@@ -205,16 +210,8 @@ def change_zip(data: bytes, chance: Random) -> bytes:
 
 def change_model(data: bytes, chance: Random) -> bytes:
     """A model file that says something else, under the right checksum."""
-    length = int.from_bytes(data[:8], "little")
-    outer = json.loads(data[8 : 8 + length])
-    content = json.loads(outer.pop("__metadata__")["seqagg"])
-    body = data[8 + length :]
-    arrays = {
-        name: np.frombuffer(body[slice(*entry["data_offsets"])], _DTYPES[entry["dtype"]]).reshape(
-            entry["shape"]
-        )
-        for name, entry in outer.items()
-    }
+    said, held = _model(data)
+    content, arrays = json.loads(said), dict(held)
     for _ in range(1 + int(chance.expovariate(1.0))):
         if chance.random() < 0.35:
             content = change_json(content, chance)
@@ -223,6 +220,22 @@ def change_model(data: bytes, chance: Random) -> bytes:
     if not isinstance(content, dict):
         content = {"header": content}
     return signed(content, arrays, chance)
+
+
+@functools.lru_cache(100)
+def _model(data: bytes) -> tuple[str, dict[str, np.ndarray[Any, Any]]]:
+    """What a model file says, and its arrays, which cannot be written to."""
+    length = int.from_bytes(data[:8], "little")
+    outer = json.loads(data[8 : 8 + length])
+    said = outer.pop("__metadata__")["seqagg"]
+    body = data[8 + length :]
+    arrays = {
+        name: np.frombuffer(body[slice(*entry["data_offsets"])], _DTYPES[entry["dtype"]]).reshape(
+            entry["shape"]
+        )
+        for name, entry in outer.items()
+    }
+    return said, arrays
 
 
 def _change_one_array(arrays: dict[str, np.ndarray[Any, Any]], chance: Random) -> None:
@@ -326,3 +339,49 @@ def change_lines(data: bytes, chance: Random) -> bytes:
     lines = [json.loads(line) for line in data.splitlines() if line.strip()]
     lines = change_json(lines, chance)
     return b"\n".join(json.dumps(line).encode() for line in lines)
+
+
+def change_document(data: bytes, chance: Random) -> bytes:
+    """A JSON document that says something else."""
+    if chance.random() < 0.2:
+        return scramble(data, chance)
+    return json.dumps(change_json([json.loads(data)], chance)[:1]).encode()[1:-1]
+
+
+# Packed files.
+
+
+def pack(data: bytes, packing: str) -> bytes:
+    """Bytes as gzip, bzip2 or Zstandard write them."""
+    if packing == "gzip":
+        return gzip.compress(data, 1, mtime=0)
+    if packing == "bz2":
+        return bz2.compress(data, 1)
+    return bytes(pa.compress(data, packing, asbytes=True))
+
+
+def _unpack(data: bytes, packing: str) -> bytes:
+    with pa.CompressedInputStream(pa.BufferReader(data), packing) as stream:
+        return bytes(stream.read())
+
+
+def change_packed(
+    data: bytes, chance: Random, packing: str, mutate: Callable[[bytes, Random], bytes]
+) -> bytes:
+    """A packed file with other content, or packed badly, twice, in parts, or as a bomb is."""
+    if chance.random() < 0.3:
+        return scramble(data, chance)
+    content = mutate(_unpack(data, packing), chance)
+    kind = chance.randrange(12)
+    if kind == 0:
+        return pack(pack(content, packing), packing)
+    if kind == 1:
+        at = chance.randrange(len(content) + 1)
+        return pack(content[:at], packing) + pack(content[at:], packing)
+    if kind == 2:
+        return pack(content, packing) + chance.choice((b"\x00" * 9, b"more", data, data[:7]))
+    if kind == 3:
+        return pack(content, chance.choice(("gzip", "bz2", "zstd")))
+    if kind == 4 and chance.random() < 0.1:
+        return pack(content + chance.choice((b"\n", b",", b"0", b'"', b" ")) * 2**20, packing)
+    return pack(content, packing)

@@ -30,20 +30,23 @@ def change_table(data: bytes, chance: Random) -> bytes:
     """A Parquet or Arrow file like this one, with something in it changed, written anew."""
     if chance.random() < 0.35:
         return scramble(data, chance)
-    arrow = data[:6] == b"ARROW1"
+    kind = {b"ARROW1": "file", b"\xff\xff\xff\xff": "stream"}
+    form = next((form for mark, form in kind.items() if data.startswith(mark)), "parquet")
     try:
-        table = _read(data, arrow)
+        table = _read(data, form)
         for _ in range(1 + int(chance.expovariate(1.0))):
             table = _changed(table, chance)
-        return _written(table, arrow, chance)
+        return _written(table, form, chance)
     except (pa.ArrowException, ValueError, TypeError, OSError, KeyError, IndexError, OverflowError):
         return scramble(data, chance)  # there is no such table
 
 
-@functools.lru_cache(20)
-def _read(data: bytes, arrow: bool) -> pa.Table:
-    if arrow:
+@functools.lru_cache(100)
+def _read(data: bytes, form: str) -> pa.Table:
+    if form == "file":
         return pa.ipc.open_file(pa.py_buffer(data)).read_all()
+    if form == "stream":
+        return pa.ipc.open_stream(pa.py_buffer(data)).read_all()
     return pq.read_table(pa.BufferReader(data))
 
 
@@ -118,11 +121,12 @@ def _other_values(column: pa.ChunkedArray, chance: Random) -> pa.Array:
     return pa.array(values, column.type)
 
 
-def _written(table: pa.Table, arrow: bool, chance: Random) -> bytes:
+def _written(table: pa.Table, form: str, chance: Random) -> bytes:
     sink = io.BytesIO()
-    if arrow:
+    if form != "parquet":
         options = pa.ipc.IpcWriteOptions(compression=chance.choice((None, None, "lz4", "zstd")))
-        with pa.ipc.new_file(sink, table.schema, options=options) as writer:
+        new = pa.ipc.new_file if form == "file" else pa.ipc.new_stream
+        with new(sink, table.schema, options=options) as writer:
             writer.write_table(table, max_chunksize=chance.choice((1, 2, 1000)))
     else:
         pq.write_table(

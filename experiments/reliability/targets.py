@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import json
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from random import Random
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 import seqagg
 from experiments.reliability import mutations as m
@@ -21,7 +25,10 @@ from experiments.reliability.tables import change_table
 from seqagg import Songs, live, sources
 from seqagg.aggregators import AGGREGATORS, make_aggregator
 from seqagg.cache import CacheBatches
+from seqagg.frozen.tables import FILE_NAME, Roles, read_features, with_test_songs
 from seqagg.results import read_results
+from seqagg.shards import find_shards, index_shards
+from seqagg.sources.text import PACKED
 
 FINDINGS = Path(__file__).parent / "findings"
 """What was once more than refused, ``TARGET.WHAT.SUFFIX``: valid files no more than others."""
@@ -95,7 +102,8 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 
-def models(folder: Path) -> Iterable[bytes]:
+@functools.cache
+def models() -> tuple[bytes, ...]:
     """A small model file of every method, and stacks with classifiers of the user's."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.naive_bayes import GaussianNB
@@ -122,10 +130,15 @@ def models(folder: Path) -> Iterable[bytes]:
         make_aggregator("stack", classifier=c, n_parts=1, n_folds=2).fit(small_songs())
         for c in classifiers
     ]
-    for i, model in enumerate(made):
-        path = folder / f"{i}.safetensors"
-        model.save(path)
-        yield path.read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.safetensors")
+        return tuple(bytes_of(path, model.save) for model in made)
+
+
+def bytes_of(path: Path, write: Callable[[Path], Any]) -> bytes:
+    """What is written to a file."""
+    write(path)
+    return path.read_bytes()
 
 
 def tables(delimiter: str, columns: str, times: bool, folder: Path) -> Iterable[bytes]:
@@ -134,6 +147,62 @@ def tables(delimiter: str, columns: str, times: bool, folder: Path) -> Iterable[
     if not times:
         rows = [",".join(row.split(",")[:1] + row.split(",")[3:]) for row in rows]
     yield "\n".join(rows).replace(",", delimiter).encode()
+
+
+def packed(packing: str, columns: str, folder: Path) -> Iterable[bytes]:
+    """The same, packed."""
+    yield from (m.pack(data, packing) for data in tables(",", columns, True, folder))
+
+
+def typed_tables(form: str, folder: Path) -> Iterable[bytes]:
+    """Tables with a row per frame, whose columns have types."""
+    labels = pa.array(["jig", "jig", None]).dictionary_encode()
+    table = pa.table(
+        {
+            "song_id": ["a", "a", "b"],
+            "start": [0.0, 3.0, 0.0],
+            "jig": pa.array([0.5, None, 1.0], pa.float32()),
+            "reel": pa.array([0.25, 1.0, 0.0], pa.float16()),
+            "label": labels.cast(pa.string()) if form == "json" else labels,
+            "fold": [0, 0, 1],
+        }
+    )
+    yield of_table(table, form)
+
+
+def nested_tables(form: str, folder: Path) -> Iterable[bytes]:
+    """Tables with a row per song."""
+    songs = {"song_id": ["a", "b"], "label": ["jig", None], "fold": [0, 1], "split": ["train"] * 2}
+    frames: list[Any] = [[[0.5, 1.0], [1.0, 0.0]], [[0.25, 0.0]]]
+    for kind in (pa.list_(pa.list_(pa.float64())), pa.list_(pa.list_(pa.float32(), 2))):
+        yield of_table(pa.table(songs | {"scores": pa.array(frames, kind)}), form)
+
+
+def of_table(table: pa.Table, form: str) -> bytes:
+    """A table as JSON Lines, Parquet, an Arrow file or stream."""
+    if form == "json":
+        return b"\n".join(json.dumps(row).encode() for row in table.to_pylist())
+    sink = io.BytesIO()
+    if form == "parquet":
+        pq.write_table(table, sink)
+    else:
+        new = pa.ipc.new_file if form == "file" else pa.ipc.new_stream
+        with new(sink, table.schema) as writer:
+            writer.write_table(table)
+    return sink.getvalue()
+
+
+def features(folder: Path) -> Iterable[bytes]:
+    """Tables of features, of which frame classifiers learn."""
+    head = "filename,start,x,y,label,artist"
+    songs = [(label, song) for label, some in (("jig", "abc"), ("reel", "def")) for song in some]
+    rows = [f"{s}.{i}.wav,{3 * i},{i}.5,{-i},{label},{s}er" for label, s in songs for i in (0, 1)]
+    yield "\n".join([head, *rows, ""]).encode()
+
+
+def song_labels(folder: Path) -> Iterable[bytes]:
+    """Second tables, with what is known of songs."""
+    yield b"song_id,label,group\na,jig,x\nb,reel,y\nc,,\n"
 
 
 def birdnet(folder: Path) -> Iterable[bytes]:
@@ -267,6 +336,38 @@ def listen(path: Path, form: str, model: Any) -> None:
         json.dumps(record, allow_nan=False)
 
 
+def read_labels(path: Path, songs: Path, task: Any) -> None:
+    """Songs of one file, their labels of another."""
+    read_source(songs, "table", kind="logit", labels=path, task=task, label="label", group="group")
+
+
+def read_frames(path: Path) -> None:
+    """Features, and songs set aside."""
+    roles = Roles(song="filename", label="label", group="artist", time="start", pattern=FILE_NAME)
+    table = read_features(path, roles)
+    assert len(table.frames) == len(table.song_ids) == len(table.labels)
+    with_test_songs(table, 0.3, 0)
+
+
+def read_folder(path: Path, folder: Path) -> None:
+    """A folder of caches, by its list."""
+    (folder / "_manifest.json").write_bytes(path.read_bytes())
+    found = find_shards(folder)
+    songs = seqagg.read_cache(folder)
+    assert all(shard.file in ("shard-0.parquet", "shard-1.parquet") for shard in found.shards)
+    check_songs(songs, path.parent)
+
+
+def shards(folder: Path) -> bytes:
+    """Two caches and their list, which is given."""
+    folder.mkdir()
+    songs = small_songs()
+    for i in range(2):
+        seqagg.write_cache(songs[slice(i, None, 2)], folder / f"shard-{i}.parquet")
+    index_shards(folder)
+    return (folder / "_manifest.json").read_bytes()
+
+
 def read_benchmark(path: Path, predictions: bytes) -> None:
     """A result table beside predictions."""
     folder = path.parent / "results"
@@ -276,6 +377,10 @@ def read_benchmark(path: Path, predictions: bytes) -> None:
     found = read_results(folder)
     found.summary()
     found.verdicts()
+
+
+FORMS = {"json": ".jsonl", "parquet": ".parquet", "file": ".feather", "stream": ".arrows"}
+"""Form of a typed table -> end of its files' names."""
 
 
 def findings(name: str) -> list[Path]:
@@ -290,6 +395,9 @@ def make_targets(folder: Path) -> dict[str, Target]:
     predictions = (folder / "predictions.parquet").read_bytes()
     model = seqagg.MeanLogOdds(on_empty="prior").fit(small_songs())
     frames = "song_id,start,end,jig,reel"
+    manifest = shards(folder / "shards")
+    (folder / "songs.csv").write_bytes(b"song_id,jig,reel\na,0.5,1.5\na,0,1\nb,1,2\n")
+    labels = partial(read_labels, songs=folder / "songs.csv")
     table = partial(tables, ",", frames, True)
     proba: dict[str, Any] = {"kind": "probability"}
 
@@ -300,8 +408,8 @@ def make_targets(folder: Path) -> dict[str, Target]:
 
     named: dict[str, Any] = {"scores": "scores", "lengths": "lengths", "song": "song"}
     return {
-        "model": Target(".safetensors", read_model, models, m.change_model, 8),
-        "model bytes": Target(".safetensors", read_model, models, m.scramble),
+        "model": Target(".safetensors", read_model, lambda _: models(), m.change_model, 8),
+        "model bytes": Target(".safetensors", read_model, lambda _: models(), m.scramble),
         "cache": Target(".parquet", read_cache, partial(caches, ".parquet"), change_table, 4),
         "arrow cache": Target(".arrow", read_cache, partial(caches, ".arrow"), change_table, 4),
         "results": Target(
@@ -320,7 +428,52 @@ def make_targets(folder: Path) -> dict[str, Target]:
         "tsv": source(
             "table", ".tsv", partial(tables, "\t", frames, False), m.change_text, sort=True, **proba
         ),
+        **{
+            f"table {packing}": source(
+                "table",
+                f".csv{end}",
+                partial(packed, packing, frames),
+                partial(m.change_packed, packing=packing, mutate=m.change_text),
+                time="start",
+                end="end",
+                **proba,
+            )
+            for end, packing in PACKED.items()
+        },
+        **{
+            f"{form} {format}": source(
+                format,
+                suffix,
+                partial(made, form),
+                m.change_lines if form == "json" else change_table,
+                **proba,
+            )
+            for form, suffix in FORMS.items()
+            for format, made in (("table", typed_tables), ("songs", nested_tables))
+        },
+        "json songs bz2": source(
+            "songs",
+            ".jsonl.bz2",
+            lambda _: [m.pack(data, "bz2") for data in nested_tables("json", folder)],
+            partial(m.change_packed, packing="bz2", mutate=m.change_lines),
+            **proba,
+        ),
         "songs": source("songs", ".parquet", partial(caches, ".parquet"), change_table, **proba),
+        "cached": source("cache", ".arrow", partial(caches, ".arrow"), change_table),
+        "features": Target(".csv", read_frames, features, m.change_text),
+        "labels": Target(".csv", partial(labels, task=None), song_labels, m.change_text),
+        "several labels": Target(
+            ".tsv",
+            partial(labels, task="multilabel"),
+            lambda _: [b"song_id\tlabel\tgroup\na\tjig|reel\tx\na\twaltz\tx\nb\t\ty\n"],
+            m.change_text,
+        ),
+        "manifest": Target(
+            ".json",
+            partial(read_folder, folder=folder / "shards"),
+            lambda _: [manifest],
+            m.change_document,
+        ),
         "npz": source("npz", ".npz", npz, m.change_zip, 2, **proba),
         "npz named": source("npz", ".npz", npz, m.change_zip, **named, **proba),
         "npy": source("npy", ".npy", npy, m.change_npy, **proba),
