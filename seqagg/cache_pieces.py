@@ -148,9 +148,7 @@ def read_tables(path: Place, n_bytes: int, groups: range | None = None) -> Itera
     """All columns of a file, about so many bytes at a time."""
     pieces = _arrow_pieces if path.suffix == ".arrow" else _parquet_pieces
     with reading(path):
-        for table in pieces(path, n_bytes, groups):
-            table.validate(full=True)
-            yield table
+        yield from pieces(path, n_bytes, groups)
 
 
 def _parquet_pieces(path: Place, n_bytes: int, groups: range | None) -> Iterator[pa.Table]:
@@ -161,6 +159,7 @@ def _parquet_pieces(path: Place, n_bytes: int, groups: range | None) -> Iterator
             group = file.metadata.row_group(i)
             n_songs = _songs_in(n_bytes, group.num_rows, group.total_byte_size)
             for batch in file.iter_batches(n_songs, [i], names, use_threads=False):
+                batch.validate(full=True)
                 table = pa.Table.from_batches([batch])
                 yield table.replace_schema_metadata(file.schema_arrow.metadata)
 
@@ -174,6 +173,7 @@ def _arrow_pieces(path: Place, n_bytes: int, groups: range | None) -> Iterator[p
     used = 0
     for i in range(file.num_record_batches) if groups is None else groups:
         batch = file.get_batch(i)
+        batch.validate(full=True)  # even to ask for its size ends the process where it is damaged
         n_songs = _songs_in(n_bytes, len(batch), batch.nbytes)
         for first in range(0, len(batch), n_songs):
             table = pa.Table.from_batches([batch.slice(first, n_songs)])

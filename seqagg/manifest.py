@@ -112,6 +112,9 @@ def read_manifest(folder: Place) -> Manifest | None:
         header = {name: content[name] for name in ("columns", "kind", "task")}
         shards = sorted((Shard(**shard) for shard in content["shards"]), key=lambda s: s.file)
         manifest = Manifest(header, tuple(shards))
+        numbers = [(s.n_songs, s.n_frames, s.n_bytes) for s in shards]
+        if not all(type(n) is int and n >= 0 for three in numbers for n in three):
+            raise TypeError("a number of songs, frames or bytes is none")
         sums = (content["n_songs"], content["n_frames"])
     except (KeyError, TypeError) as error:
         raise CacheError(f"is no manifest: {error}", file=folder / NAME) from None

@@ -31,6 +31,7 @@ FLOW = [
     "shards",
     "sources.base",
     "sources.text",
+    "sources.lines",
     "sources.columnar",
     "sources.rows",
     "sources.table",

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from seqagg.cache_pieces import buffer_size
 from seqagg.errors import SourceError
 from seqagg.sources.base import BATCH_BYTES, MOST_COLUMNS, check_regular, n_at_a_time
+from seqagg.sources.lines import CheckedLines
 from seqagg.sources.text import PACKED, Cell, TextTable, unpacked
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -67,7 +68,10 @@ class ColumnTable:
     def _start(self, schema: pa.Schema, path: Path | None) -> None:
         self.path = path
         self.schema = schema
-        self.names = list(schema.names)
+        try:
+            self.names = list(schema.names)
+        except UnicodeDecodeError as error:
+            raise SourceError(f"a name of a column is no UTF-8: {error}", file=path) from None
         if len(self.names) > MOST_COLUMNS:
             raise SourceError(f"has {len(self.names):,} columns", file=path)
         twice = [name for name, n in Counter(self.names).items() if n > 1]
@@ -95,6 +99,7 @@ class ColumnTable:
         most = n_rows or min(n_at_a_time(len(types)), _MOST_ROWS)
         try:
             for batch, share in self._pieces(types, most):
+                batch.validate(full=True)
                 columns = [self._cast(batch.column(name), name, types[name]) for name in types]
                 yield pa.RecordBatch.from_arrays(columns, names=list(types)), share
         except SourceError:
@@ -208,8 +213,11 @@ class ArrowTable(ColumnTable):
     def n_rows_at_a_time(self) -> int:
         """Rows that make a batch, where they may hold lists."""
         assert self.path is not None
-        with pa.memory_map(str(self.path)) as source:
-            n_rows = sum(len(batch) for batch, *_ in _record_batches(source.read_buffer()))
+        try:
+            with pa.memory_map(str(self.path)) as source:
+                n_rows = sum(len(batch) for batch, *_ in _record_batches(source.read_buffer()))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise SourceError(f"cannot be read: {error}", file=self.path) from None
         return max(1, BATCH_BYTES * n_rows // self.path.stat().st_size)
 
 
@@ -247,6 +255,8 @@ class JSONTable(ColumnTable):
         try:
             with self._open(path) as (_, reader):
                 schema = reader.schema
+        except SourceError:
+            raise
         except (pa.ArrowException, OSError, ValueError) as error:
             raise SourceError(f"is not JSON Lines, an object a line: {error}", file=path) from None
         self._start(schema, path)
@@ -257,7 +267,8 @@ class JSONTable(ColumnTable):
         read = pa_json.ReadOptions(block_size=_JSON_BLOCK)
         parse = pa_json.ParseOptions(explicit_schema=schema)
         with pa.OSFile(str(path)) as file:
-            yield file, pa_json.open_json(unpacked(file, path), read, parse)
+            lines = pa.PythonFile(CheckedLines(unpacked(file, path), path), mode="r")
+            yield file, pa_json.open_json(lines, read, parse)
 
     def _pieces(self, types: Types, n_rows: int) -> Iterator[tuple[pa.RecordBatch, float]]:
         assert self.path is not None

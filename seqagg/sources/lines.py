@@ -1,0 +1,100 @@
+"""JSON Lines on their way to Arrow's reader, which some that are forged would bring down.
+
+A block that begins with ``null`` ends the process, as do values some thousand deep, which before
+that take minutes (Arrow 26).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seqagg.errors import SourceError
+
+_DEEPEST = 100
+"""Lists and objects within each other; frames of songs are three deep."""
+
+_LONGEST = 2**25
+_AT_A_TIME = 2**10
+
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+_STEPS = np.zeros(256, np.int8)
+_STEPS[[ord("["), ord("{")]] = 1
+_STEPS[[ord("]"), ord("}")]] = -1
+
+
+class CheckedLines:
+    """A stream of bytes, all of whose lines are objects that are not too deep, or empty.
+
+    Parameters
+    ----------
+    stream : file-like
+    path : Path
+        Named in errors.
+    """
+
+    def __init__(self, stream: Any, path: Path) -> None:
+        self._stream, self._path = stream, path
+        self._rest = b""
+        self._n_lines = 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is."""
+        return bool(self._stream.closed)
+
+    def close(self) -> None:
+        """Close the stream."""
+        self._stream.close()
+
+    def read(self, n: int = -1) -> bytes:
+        """Give some bytes, the last line of which, if it goes on, is looked at next time."""
+        data = bytes(self._stream.read() if n < 0 else self._stream.read(n))
+        whole = self._rest + data
+        end = max(whole.rfind(b"\n"), whole.rfind(b"\r", 0, -1)) + 1 if data else len(whole)
+        self._rest = whole[end:]
+        if len(self._rest) > _LONGEST:
+            raise self._wrong(self._n_lines, f"is longer than {_LONGEST >> 20} MiB")
+        self._check(whole[:end])
+        return data
+
+    def _check(self, lines: bytes) -> None:
+        if b"\r" in lines:  # which is the end of a line to Arrow
+            lines = lines.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        text = lines.strip()
+        n_breaks = text.count(b"\n")
+        if n_breaks != text.count(b"}\n{") or (text and (text[:1], text[-1:]) != (b"{", b"}")):
+            for i, line in enumerate(lines.split(b"\n")):
+                inner = line.strip(b" \t")
+                if inner and (inner[:1], inner[-1:]) != (b"{", b"}"):
+                    raise self._wrong(self._n_lines + i, "is no object")
+        if _may_be_deep(lines):
+            for i, line in enumerate(lines.split(b"\n")):
+                if _depth(line) > _DEEPEST:
+                    raise self._wrong(self._n_lines + i, "holds too many lists in lists")
+        self._n_lines += lines.count(b"\n")
+
+    def _wrong(self, line: int, what: str) -> SourceError:
+        return SourceError(f"line {line + 1} {what}", file=self._path)
+
+
+def _may_be_deep(lines: bytes) -> bool:
+    """Whether more is opened than closed somewhere, brackets in text included."""
+    depth = 0
+    for first in range(0, len(lines), _AT_A_TIME):
+        piece = lines[first : first + _AT_A_TIME]
+        begin = piece.rfind(b"\n") + 1
+        if begin:
+            piece, depth = piece[begin:], 0
+        depth += piece.count(b"[") + piece.count(b"{") - piece.count(b"]") - piece.count(b"}")
+        if depth > _DEEPEST:
+            return True
+    return False
+
+
+def _depth(line: bytes) -> int:
+    steps = _STEPS[np.frombuffer(_TEXT.sub(b"", line), np.uint8)]
+    return int(np.cumsum(steps, dtype=np.int32).max(initial=0))
