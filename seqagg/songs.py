@@ -101,7 +101,7 @@ class Songs:
         self.groups = None if groups is None else _object_array(groups)
         self.split = None if split is None else _object_array(split)
         self.fold = None if fold is None else _int32(fold)
-        self.start = None if start is None else np.ascontiguousarray(start, dtype=np.float32)
+        self.start = None if start is None else _float32(start)
         self.note = note
         self._check()
 
@@ -435,7 +435,7 @@ def _flat(
     start: Iterable[npt.ArrayLike], frames: Sequence[Array], names: Sequence[Any]
 ) -> npt.NDArray[np.float32]:
     """Frame starts of all songs below each other."""
-    parts = [np.asarray(s, dtype=np.float32).reshape(-1) for s in start]
+    parts = [_float32(s).reshape(-1) for s in start]
     if len(parts) != len(frames):
         raise SongError(f"frame starts of {len(parts)} songs for {len(frames)} songs")
     for name, part, array in zip(names, parts, frames, strict=True):
@@ -448,6 +448,14 @@ def _shown(value: Any) -> str:
     if value is None:
         return ""
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _float32(start: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        narrow = np.ascontiguousarray(start, dtype=np.float32)
+    if np.isinf(narrow).any() and not np.isinf(start).any():
+        raise SongError("a frame's start is beyond 32-bit numbers")
+    return narrow
 
 
 def _int32(fold: npt.ArrayLike) -> npt.NDArray[np.int32]:

@@ -62,6 +62,12 @@ _KEPT_EVERY = 60.0
 _STATE = struct.Struct("<QQQqd")
 """First and end of the piece, input at hand, its target, and processor's seconds before it."""
 
+_ENVIRONMENT = {
+    **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    # Arrow's own memory reserves addresses by the gigabyte, which the limit would count.
+    **{"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"},
+}
+
 _FORBIDDEN = (
     *("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket."),
     *("pickle.find_class", "ctypes.", "os.remove", "os.rmdir", "shutil.", "os.symlink"),
@@ -156,7 +162,7 @@ class _Worker:
         (self._folder / "state").write_bytes(_STATE.pack(0, 0, 0, 0, math.inf))
         self._seen, self._since = (0, math.inf), time.monotonic()
         with (self._folder / "stderr").open("w") as said:
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+            environment = os.environ | _ENVIRONMENT
             # Interrupted with its parent, it would count the interrupt as an error of a reader.
             self._process = subprocess.Popen(
                 command, stderr=said, env=environment, start_new_session=True
@@ -232,14 +238,14 @@ def work(options: argparse.Namespace, folder: Path) -> None:
     with (folder / "state").open("r+b") as file, (folder / "counts").open("a") as lines:
         state = mmap.mmap(file.fileno(), 0)
         for piece in pieces:
-            counts = Counts()
+            counts, memory = Counts(), _most_memory()
             for number in piece:
                 turn = turns[number % len(turns)]
                 name, data = names[turn], again.get(number)
                 state[:] = _STATE.pack(piece.start, piece.stop, number, turn, time.process_time())
                 if data is None:
                     data = _input(targets[name], seeds[name], Random(options.seed << 48 | number))
-                _try(targets[name], name, number, data, inside, counts)
+                memory = _try(targets[name], name, number, data, inside, counts, memory)
             line = {"piece": [piece.start, piece.stop], "read": counts.n_read}
             line |= {"refused": counts.n_refused, "findings": counts.findings}
             lines.write(json.dumps(line) + "\n")
@@ -356,29 +362,43 @@ class _Forbidden(BaseException):
     """No error that a reader would take for its own."""
 
 
-def _try(target: Any, name: str, number: int, data: bytes, folder: Path, counts: Counts) -> None:
+def _try(
+    target: Target,
+    name: str,
+    number: int,
+    data: bytes,
+    folder: Path,
+    counts: Counts,
+    memory: int,
+) -> int:
+    """Read an input, and give the most memory that was used so far, of which `memory` before."""
     from seqagg import SeqaggError
 
     path = folder / f"x{target.suffix}"
     path.write_bytes(data)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    what = None
+    what, outcome = None, counts.n_read
     try:
         target.read(path)
-        counts.n_read[name] += 1
     except SeqaggError as error:
-        counts.n_refused[name] += 1
+        outcome = counts.n_refused
         if len(str(error).splitlines()) != 1:
             what = f"is refused in no single line: {error!r}"
     except (Exception, _Forbidden) as error:
         what = f"{type(error).__name__}: {str(error)[:150]} ({_where(error)})"
-    taken = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    if taken > MOST_MEMORY:
-        what = f"takes {taken / 2**20:.0f} MiB"
-    if what is not None:
+    most = _most_memory()
+    if most - memory > MOST_MEMORY:
+        what = f"takes {(most - memory) / 2**20:.0f} MiB"
+    if what is None:
+        outcome[name] += 1
+    else:
         counts.findings.append({"target": name, "input": number, "what": what})
         _keep(path, name, number, folder.parent)
     path.unlink()
+    return most
+
+
+def _most_memory() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _keep(path: Path, target: str, number: int, folder: Path) -> None:

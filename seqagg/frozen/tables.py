@@ -157,11 +157,12 @@ def _read(path: Path, as_text: Sequence[str]) -> pa.Table:
             table = pq.read_table(path, page_checksum_verification=True)
         else:
             table = _read_csv(path, as_text)
+        table.validate(full=True)
+        names = table.column_names
     except FileNotFoundError:
         raise CacheError("no such file") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CacheError(f"cannot be read: {error}") from None
-    names = table.column_names
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise CacheError("two columns of this name", column=twice)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from seqagg.errors import SourceError
 
@@ -18,12 +19,9 @@ _DEEPEST = 100
 """Lists and objects within each other; frames of songs are three deep."""
 
 _LONGEST = 2**25
-_AT_A_TIME = 2**10
 
 _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
-_STEPS = np.zeros(256, np.int8)
-_STEPS[[ord("["), ord("{")]] = 1
-_STEPS[[ord("]"), ord("}")]] = -1
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 class CheckedLines:
@@ -82,19 +80,16 @@ class CheckedLines:
 
 
 def _may_be_deep(lines: bytes) -> bool:
-    """Whether more is opened than closed somewhere, brackets in text included."""
-    depth = 0
-    for first in range(0, len(lines), _AT_A_TIME):
-        piece = lines[first : first + _AT_A_TIME]
-        begin = piece.rfind(b"\n") + 1
-        if begin:
-            piece, depth = piece[begin:], 0
-        depth += piece.count(b"[") + piece.count(b"{") - piece.count(b"]") - piece.count(b"}")
-        if depth > _DEEPEST:
-            return True
-    return False
+    """Whether much more is opened than closed anywhere, brackets in text included."""
+    depth = np.cumsum(_steps(lines), dtype=np.int32)
+    return bool((depth - np.minimum.accumulate(depth)).max(initial=0) >= _DEEPEST)
 
 
 def _depth(line: bytes) -> int:
-    steps = _STEPS[np.frombuffer(_TEXT.sub(b"", line), np.uint8)]
-    return int(np.cumsum(steps, dtype=np.int32).max(initial=0))
+    return int(np.cumsum(_steps(_TEXT.sub(b"", line)), dtype=np.int32).max(initial=0))
+
+
+def _steps(text: bytes) -> npt.NDArray[np.int8]:
+    """1 for what opens, -1 for what closes."""
+    brackets = np.frombuffer(text.translate(None, _NO_BRACKETS), np.uint8)
+    return np.where((brackets | 32) == ord("{"), 1, -1).astype(np.int8)

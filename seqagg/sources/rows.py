@@ -184,8 +184,9 @@ class RowsToSongs:
 
     def _check_times(self, piece: Rows, new: npt.NDArray[np.bool_]) -> None:
         for name, seconds in (("start", piece.start), ("end", piece.end)):
-            if seconds is not None and not np.isfinite(seconds).all():
-                row = int(np.argmax(~np.isfinite(seconds)))
+            beyond = np.zeros(0, bool) if seconds is None else ~(np.abs(seconds) <= _FINITE[1])
+            if seconds is not None and beyond.any():
+                row = int(np.argmax(beyond))
                 raise self._wrong(piece, row, name, f"{seconds[row]} is no time")
         if piece.start is None:
             return

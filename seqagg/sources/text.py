@@ -120,7 +120,14 @@ class TextTable:
     def _first_rows(self) -> Iterator[list[str]]:
         """Header and rows of the first lines, the last one perhaps cut short."""
         text = self._head.decode("utf-8-sig", errors="replace")
-        return csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter)
+        return self._rows(csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter))
+
+    def _rows(self, reader: Any) -> Iterator[list[str]]:
+        try:
+            yield from reader
+        except csv.Error as error:
+            what = f"row {reader.line_num + 1}: {error}"
+            raise SourceError(what, file=self.path) from None
 
     @cached_property
     def cells(self) -> dict[str, Cell]:
@@ -171,13 +178,14 @@ class TextTable:
         """Rows of data and the lines on which they begin."""
         with self._open() as stream:
             lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-            rows = csv.reader(lines, delimiter=self.delimiter)
+            reader = csv.reader(lines, delimiter=self.delimiter)
+            rows = self._rows(reader)
             next(rows)
-            line = rows.line_num + 1
+            line = reader.line_num + 1
             for row in rows:
                 if row:
                     yield line, row
-                line = rows.line_num + 1
+                line = reader.line_num + 1
 
     def _find_fault(self, types: dict[str, pa.DataType]) -> None:
         """Raise an error that names the first row and column that cannot be read."""
@@ -198,7 +206,7 @@ class TextTable:
         except UnicodeDecodeError:
             # Lines are decoded in blocks: look for the very byte.
             raise self._bad_byte(self.names) from None
-        except (csv.Error, OSError, EOFError) as error:
+        except (OSError, EOFError) as error:
             raise SourceError(f"row {line + 1}: {error}", file=self.path) from None
 
     def _bad_byte(self, names: list[str]) -> SourceError:
