@@ -63,9 +63,13 @@ _STATE = struct.Struct("<QQQqd")
 """First and end of the piece, input at hand, its target, and processor's seconds before it."""
 
 _ENVIRONMENT = {
-    **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-    # Arrow's own memory reserves addresses by the gigabyte, which the limit would count.
-    **{"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"},
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    # Arrow's own memory reserves addresses by the gigabyte, which the limit would count; so does
+    # the heap, where large pieces leave holes.
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
 }
 
 _FORBIDDEN = (
