@@ -176,7 +176,7 @@ def _read_csv(path: Path, as_text: Sequence[str]) -> pa.Table:
 
     delimiter = "\t" if ".tsv" in path.name.lower() else ","
     with pa.input_stream(path) as file:
-        head = file.read(2**25).partition(b"\n")[0]
+        head = file.read_buffer(2**25).to_pybytes().partition(b"\n")[0]
     n_columns = head.count(delimiter.encode()) + 1
     if n_columns > _MOST_COLUMNS:
         raise CacheError(f"{n_columns} columns, of which {_MOST_COLUMNS} are the most")

@@ -48,9 +48,9 @@ class CheckedLines:
         """Close the stream."""
         self._stream.close()
 
-    def read(self, n: int = -1) -> bytes:
+    def read(self, n: int) -> bytes:
         """Give some bytes, the last line of which, if it goes on, is looked at next time."""
-        data = bytes(self._stream.read() if n < 0 else self._stream.read(n))
+        data: bytes = self._stream.read_buffer(n).to_pybytes()
         whole = self._rest + data
         end = max(whole.rfind(b"\n"), whole.rfind(b"\r", 0, -1)) + 1 if data else len(whole)
         self._rest = whole[end:]

@@ -78,7 +78,8 @@ class TextTable:
         while True:
             try:
                 with self._open() as stream:
-                    head: bytes = stream.read(size)
+                    # pyarrow's read() keeps what it has reserved for ever where it fails.
+                    head: bytes = stream.read_buffer(size).to_pybytes()
             except (OSError, pa.ArrowException) as error:
                 raise SourceError(f"cannot be read: {error}", file=self.path) from None
             self._complete = len(head) < size
