@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import io
 import json
 import tempfile
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 
 import seqagg
 from experiments.reliability import mutations as m
+from experiments.reliability.stores import change_store, store
 from experiments.reliability.tables import change_table
 from seqagg import Songs, live, sources
 from seqagg.aggregators import AGGREGATORS, make_aggregator
@@ -223,17 +223,21 @@ def raven(folder: Path) -> Iterable[bytes]:
     yield "\n".join([head, *rows, ""]).encode()
 
 
-def npz(folder: Path) -> Iterable[bytes]:
+def array_sets() -> list[dict[str, Any]]:
     """Arrays of songs: padded, flat with lengths, and one for each song."""
     rng = np.random.default_rng(0)
     ids, label = np.array(["one", "two"]), np.array(["jig", "reel"])
     scores = rng.random((2, 3, 2)).astype(np.float32)
-    sets: list[dict[str, Any]] = [
+    return [
         {"scores": scores, "lengths": np.array([3, 2]), "song": ids, "label": label},
         {"scores": scores.reshape(6, 2), "lengths": np.array([4, 2]), "song": ids},
         {"one": scores[0], "two": scores[1, :2]},
     ]
-    for arrays in sets:
+
+
+def npz(folder: Path) -> Iterable[bytes]:
+    """The same arrays in a zip."""
+    for arrays in array_sets():
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         yield buffer.getvalue()
@@ -249,15 +253,9 @@ def npy(folder: Path) -> Iterable[bytes]:
 
 
 def hdf5(folder: Path) -> Iterable[bytes]:
-    """The same arrays as in `npz`."""
-    h5py: Any = importlib.import_module("h5py")
-
-    for i, data in enumerate(npz(folder)):
-        with np.load(io.BytesIO(data)) as arrays, h5py.File(folder / f"{i}.h5", "w") as store:
-            for name, array in arrays.items():
-                text = array.dtype.kind == "U"
-                store[name] = array.astype(h5py.string_dtype()) if text else array
-        yield (folder / f"{i}.h5").read_bytes()
+    """The same arrays, as they are and packed."""
+    for layout in ({}, {"compression": "gzip"}):
+        yield from (store(arrays, layout) for arrays in array_sets())
 
 
 def json_frames(folder: Path) -> Iterable[bytes]:
@@ -477,7 +475,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
         "npz": source("npz", ".npz", npz, m.change_zip, 2, **proba),
         "npz named": source("npz", ".npz", npz, m.change_zip, **named, **proba),
         "npy": source("npy", ".npy", npy, m.change_npy, **proba),
-        "hdf5": source("hdf5", ".h5", hdf5, m.scramble, **proba),
+        "hdf5": source("hdf5", ".h5", hdf5, partial(change_store, sets=array_sets()), 2, **proba),
         "opensoundscape": source(
             "opensoundscape",
             ".csv",

@@ -2,15 +2,16 @@
 
 Links to other files, data that lie elsewhere and filters that are not h5py's own are refused.
 
-Text of variable length lies in *global heaps* that a dataset refers to (HDF5 File Format
-Specification 3.0, III.E). The HDF5 library searches some that are damaged for ever, and reserves
-whatever a reference claims, so they are looked at first, unless the references are compressed.
+What the HDF5 library would follow for ever is looked at first (HDF5 File Format Specification 3.0).
+Nodes of a *B-tree* (III.A.1) name the next of their level. Text of variable length lies in *global
+heaps* (III.E) that a dataset refers to; the library reserves whatever a reference claims.
 """
 
 from __future__ import annotations
 
 import importlib
 import mmap
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ def read(files: Sequence[File], options: Options, notes: list[str]) -> Iterator[
         raise ParameterError("HDF5 files need h5py: pip install 'seqagg[hdf5]'") from None
     for file in files:
         with unchanged(file.path):
+            _check_trees(file)
             try:
                 with h5py.File(file.path, "r") as store:
                     yield from arrays.read_arrays(_members(h5py, store, file), options, file, notes)
@@ -84,7 +86,35 @@ class _Dataset:
         return np.array(array, dtype=str) if self._is_text else np.asarray(array)
 
 
+_NODE, _NEXT = b"TREE", slice(16, 24)
+
+
+def _check_trees(file: File) -> None:
+    """Refuse a file with nodes of B-trees that follow each other in a circle."""
+    if not file.path.stat().st_size:
+        return
+    following: dict[int, int] = {}
+    with (
+        file.path.open("rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        base = max(0, data.find(b"\x89HDF\r\n\x1a\n"))
+        at = data.find(_NODE)
+        while at >= 0:
+            following[at - base] = int.from_bytes(data[at : at + 24][_NEXT], "little")
+            at = data.find(_NODE, at + len(_NODE))
+    while following:
+        node, after = following.popitem()
+        chain = {node}
+        while after in following or after in chain:
+            if after in chain:
+                raise SourceError("its index runs in a circle", file=file.path)
+            chain.add(after)
+            after = following.pop(after)
+
+
 _REFERENCE = np.dtype([("n_bytes", "<u4"), ("address", "<u8"), ("index", "<u4")])
+_DEFLATE, _SHUFFLE = 1, 2
 
 
 def _check_text(dataset: Any, name: str, file: File) -> None:
@@ -96,9 +126,8 @@ def _check_text(dataset: Any, name: str, file: File) -> None:
         file.path.open("rb") as stream,
         mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
-        for first, n_bytes in _pieces(dataset):
-            piece = data[first : first + n_bytes - n_bytes % _REFERENCE.itemsize]
-            used = np.frombuffer(piece, _REFERENCE)
+        for piece in _pieces(dataset, data, name, file):
+            used = np.frombuffer(piece[: len(piece) - len(piece) % 16], _REFERENCE)
             used = used[used["n_bytes"] > 0]
             fine = not len(used) or int(used["n_bytes"].max()) <= len(data)
             for address in np.unique(used["address"]).tolist():
@@ -107,16 +136,40 @@ def _check_text(dataset: Any, name: str, file: File) -> None:
                 raise SourceError("its text is damaged", file=file.path, column=name)
 
 
-def _pieces(dataset: Any) -> list[tuple[int, int]]:
-    """Where in the file the numbers of a dataset lie, and how many bytes; not if compressed."""
+def _pieces(dataset: Any, data: mmap.mmap, name: str, file: File) -> Iterator[bytes]:
+    """The references of a dataset, unpacked."""
     stored = dataset.id
     if dataset.chunks is None:
         first = stored.get_offset()
-        return [] if first is None else [(first, stored.get_storage_size())]
-    if stored.get_create_plist().get_nfilters():
-        return []
-    chunks = [stored.get_chunk_info(i) for i in range(stored.get_num_chunks())]
-    return [(chunk.byte_offset, chunk.size) for chunk in chunks]
+        if first is not None:
+            yield data[first : first + stored.get_storage_size()]
+        return
+    properties = stored.get_create_plist()
+    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+    size = _REFERENCE.itemsize * int(np.prod(dataset.chunks))
+    check_unpacked(size * stored.get_num_chunks(), file.path)
+    for i in range(stored.get_num_chunks()):
+        chunk = stored.get_chunk_info(i)
+        piece = data[chunk.byte_offset : chunk.byte_offset + chunk.size]
+        for place in reversed(range(len(filters))):
+            if not chunk.filter_mask >> place & 1:
+                piece = _unfiltered(piece, filters[place], size, name, file)
+        yield piece
+
+
+def _unfiltered(piece: bytes, kind: int, size: int, name: str, file: File) -> bytes:
+    """What was given to one of HDF5's own filters."""
+    if kind == _SHUFFLE and len(piece) % _REFERENCE.itemsize == 0:
+        return np.frombuffer(piece, np.uint8).reshape(_REFERENCE.itemsize, -1).T.tobytes()
+    if kind == _DEFLATE:
+        try:
+            return zlib.decompressobj().decompress(piece, size)
+        except zlib.error as error:
+            raise SourceError(
+                f"its text is damaged: {error}", file=file.path, column=name
+            ) from None
+    what = "its text is packed, and not by gzip" if kind != _SHUFFLE else "its text is damaged"
+    raise SourceError(what, file=file.path, column=name)
 
 
 def _is_heap(data: mmap.mmap, first: int) -> bool:
