@@ -9,6 +9,7 @@ inputs or at the disk: the same chance makes the same file again.
 from __future__ import annotations
 
 import bz2
+import copy
 import functools
 import gzip
 import hashlib
@@ -85,7 +86,7 @@ def change_json(value: Any, chance: Random) -> Any:
         kind = chance.randrange(6)
         try:
             if kind <= 2:
-                holder[key] = chance.choice(ODD)
+                holder[key] = copy.deepcopy(chance.choice(ODD))  # which what follows may change
             elif kind == 3:
                 del holder[key]
             elif kind == 4:
@@ -96,7 +97,7 @@ def change_json(value: Any, chance: Random) -> Any:
             else:
                 other, name = chance.choice(places)
                 if other is not None:
-                    holder[key] = json.loads(json.dumps(other[name]))
+                    holder[key] = copy.deepcopy(other[name])
         except (KeyError, IndexError, ValueError, RecursionError):
             continue  # an earlier change took it away, or put it into itself
     return value
