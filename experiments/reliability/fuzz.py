@@ -195,10 +195,13 @@ class _Worker:
         if not math.isfinite(before):
             raise RuntimeError(f"the readers did not start: {what}")
         name = json.loads((self._folder / "targets").read_text())[target]
+        inputs = list((self._folder / "in").glob("x.*"))
+        if not inputs:
+            what += ", and while the input was made"
         finding = {"target": name, "input": number, "what": what}
         piece = {"piece": [number, number + 1], "read": {}, "refused": {}, "findings": [finding]}
         self._counts.add(piece)
-        for path in (self._folder / "in").glob("x.*"):
+        for path in inputs:
             _keep(path, name, number, self._folder)
         self._keep_findings()
         self._start([(first, number), (number + 1, end)])

@@ -49,12 +49,15 @@ def _read(data: bytes, form: str) -> pa.Table | None:
     source = pa.BufferReader(data)
     try:
         if form == "file":
-            return pa.ipc.open_file(source).read_all()
-        if form == "stream":
-            return pa.ipc.open_stream(source).read_all()
-        return pq.ParquetFile(source).read()
+            table = pa.ipc.open_file(source).read_all()
+        elif form == "stream":
+            table = pa.ipc.open_stream(source).read_all()
+        else:
+            table = pq.ParquetFile(source).read()
+        table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError):
         return None
+    return table
 
 
 def _changed(table: pa.Table, chance: Random) -> pa.Table:
