@@ -28,6 +28,8 @@ BATCH_BYTES = 16 * 2**20
 _SMALL_FILE = 64 * 2**20
 """Bytes of a Parquet file that are not too many to be read at once."""
 
+_TINY_FILE = 2**20
+
 _MAPPED_BYTES = 16 * BATCH_BYTES
 """What of a memory-mapped file is used before its pages are given back."""
 
@@ -90,16 +92,17 @@ def read_table(path: Place, names: list[str]) -> pa.Table:
     """Those columns of a file, if they are there."""
     with reading(path):
         if path.suffix == ".arrow":
-            with (
-                pa.memory_map(os.fspath(path)) if isinstance(path, Path) else path.open() as source
-            ):
-                table = pa.ipc.open_file(source).read_all()
+            mapped = _mapped(path)
+            source = path.open() if mapped is None else pa.py_buffer(mapped)
+            table = pa.ipc.open_file(source).read_all()
             _refuse_repeated(path, table.schema)
             table = table.select(_present(table.schema, names))
         else:
             with open_parquet(path) as file:
                 _refuse_repeated(path, file.schema_arrow)
-                table = file.read(columns=_present(file.schema_arrow, names))
+                present = _present(file.schema_arrow, names)
+                # To hand a small file to other threads takes longer than to read it.
+                table = file.read(columns=present, use_threads=size_of(path) > _TINY_FILE)
         table.validate(full=True)
     return table
 
@@ -165,10 +168,7 @@ def _parquet_pieces(path: Place, n_bytes: int, groups: range | None) -> Iterator
 
 
 def _arrow_pieces(path: Place, n_bytes: int, groups: range | None) -> Iterator[pa.Table]:
-    mapped = None
-    if isinstance(path, Path):
-        with path.open("rb") as source:
-            mapped = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
+    mapped = _mapped(path)
     file = pa.ipc.open_file(path.open() if mapped is None else pa.py_buffer(mapped))
     used = 0
     for i in range(file.num_record_batches) if groups is None else groups:
@@ -183,6 +183,14 @@ def _arrow_pieces(path: Place, n_bytes: int, groups: range | None) -> Iterator[p
                 # Pages once read would count as ours. Whoever still needs one gets it again.
                 mapped.madvise(mmap.MADV_DONTNEED)
                 used = 0
+
+
+def _mapped(path: Place) -> mmap.mmap | None:
+    """A file of this machine as memory."""
+    if not isinstance(path, Path):
+        return None
+    with path.open("rb") as source:
+        return mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _songs_in(n_bytes: int, n_songs: int, n_all_bytes: int) -> int:

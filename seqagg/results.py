@@ -276,7 +276,8 @@ def _read_table(
 ) -> pa.Table:
     """Table of a benchmark with these columns and its provenance, that of the one beside it."""
     try:
-        found = pq.read_table(path, page_checksum_verification=True)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            found = file.read()
         found.validate(full=True)
         about = json.loads((found.schema.metadata or {}).get(METADATA_KEY, b"{}"))
     except FileNotFoundError:
