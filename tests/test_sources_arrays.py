@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -404,6 +405,7 @@ TEXTS: dict[str, dict[str, Any]] = {
     "contiguous": {},
     "in chunks": {"chunks": (2,), "maxshape": (None,)},
     "compressed": {"chunks": (2,), "compression": "gzip"},
+    "shuffled": {"chunks": (2,), "compression": "gzip", "shuffle": True},
 }
 
 
@@ -419,7 +421,7 @@ def test_text_of_hdf5_wherever_it_lies(tmp_path: Path, how: str) -> None:
     assert songs.labels.tolist() == [name or None for name in names]
 
 
-@pytest.mark.parametrize("how", ["contiguous", "in chunks"])
+@pytest.mark.parametrize("how", TEXTS)
 @pytest.mark.parametrize(
     ("field", "at", "value"),
     [
@@ -442,14 +444,82 @@ def test_text_of_hdf5_that_does_not_add_up(
         file.create_dataset("label", data=text, **TEXTS[how])
     data = bytearray(path.read_bytes())
     heap = data.index(b"GCOL")
-    # A reference is the length of the text, the address of its heap and its number there.
-    reference = data.index(b"\4\0\0\0" + heap.to_bytes(8, "little") + b"\1\0\0\0")
-    starts = {"heap": heap, "free": heap + 16 + 2 * 24, "reference": reference}
-    start, width = starts[field] + at, 8 if at else 4
-    data[start : start + width] = value.to_bytes(width, "little")
-    path.write_bytes(data)
+    if field == "reference":
+        change_reference(path, at, value)
+    else:
+        start = heap + at + (16 + 2 * 24 if field == "free" else 0)
+        data[start : start + 8] = value.to_bytes(8, "little")
+        path.write_bytes(data)
     with pytest.raises(SourceError, match=r"x.h5: column 'label': its text is damaged"):
         read(path, kind="probability", label="label")
+
+
+def change_reference(path: Path, at: int, value: int) -> None:
+    """A reference is the length of the text, the address of its heap and its number there."""
+    new = value.to_bytes(8 if at else 4, "little")
+    with h5py.File(path, "r+") as file:
+        text = file["label"]
+        if text.chunks is None:
+            first = text.id.get_offset()
+        elif text.compression is None:
+            first = text.id.get_chunk_info(0).byte_offset
+        else:
+            columns = np.frombuffer(zlib.decompress(text.id.read_direct_chunk((0,))[1]), "u1")
+            rows = columns.reshape(16, -1).T if text.shuffle else columns
+            rows = rows.reshape(-1, 16).copy()
+            rows[0, at : at + len(new)] = np.frombuffer(new, "u1")
+            packed = zlib.compress((rows.T if text.shuffle else rows).tobytes())
+            text.id.write_direct_chunk((0,), packed)
+            return
+    data = bytearray(path.read_bytes())
+    data[first + at : first + at + len(new)] = new
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("packed", "said"),
+    [
+        (b"no zlib", "its text is damaged: Error -3"),
+        (zlib.compress(b"\xff" * 10**6), "its text is damaged"),
+    ],
+    ids=["damaged", "too long"],
+)
+def test_packed_references_of_hdf5_that_are_none(tmp_path: Path, packed: bytes, said: str) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["scores"] = np.ones((2, 2, 2), np.float32)
+        text = np.array(["jig", "reel"], dtype=h5py.string_dtype())
+        file.create_dataset("label", data=text, **TEXTS["compressed"])
+        file["label"].id.write_direct_chunk((0,), packed)
+    with pytest.raises(SourceError, match=rf"x.h5: column 'label': {said}"):
+        read(path, kind="probability", label="label")
+
+
+def test_text_of_hdf5_that_cannot_be_looked_at(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["scores"] = np.ones((2, 2, 2), np.float32)
+        text = np.array(["jig", "reel"], dtype=h5py.string_dtype())
+        file.create_dataset("label", data=text, chunks=(2,), compression="lzf")
+    with pytest.raises(SourceError, match="column 'label': its text is packed, and not by gzip"):
+        read(tmp_path / "x.h5", kind="probability", label="label")
+
+
+def test_an_index_of_hdf5_that_runs_in_a_circle(tmp_path: Path) -> None:
+    """Two nodes, each of which is followed by the other, and one that is followed by itself."""
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for i in range(200):
+            file[f"song {i}"] = np.ones((2, 2), np.float32)
+        file["x/one"] = np.ones(3)
+    data = (tmp_path / "x.h5").read_bytes()
+    nodes = [i for i in range(len(data)) if data.startswith(b"TREE", i)]
+    assert len(nodes) >= 2
+    for following in ({nodes[0]: nodes[1], nodes[1]: nodes[0]}, {nodes[1]: nodes[1]}):
+        damaged = bytearray(data)
+        for node, after in following.items():
+            damaged[node + 16 : node + 24] = after.to_bytes(8, "little")
+        (tmp_path / "y.h5").write_bytes(damaged)
+        with pytest.raises(SourceError, match="its index runs in a circle"):
+            read(tmp_path / "y.h5", kind="probability")
 
 
 def test_hdf5_without_h5py_says_what_to_install(

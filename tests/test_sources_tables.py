@@ -24,6 +24,7 @@ from hypothesis.extra import numpy as hnp
 
 from seqagg import CacheError, ParameterError, SongError, Songs, SourceError
 from seqagg.sources import (
+    columnar,
     from_arrays,
     from_dataframe,
     from_padded,
@@ -235,6 +236,43 @@ def test_json_that_is_no_table_is_one_error(tmp_path: Path, text: str) -> None:
     path = written(text, tmp_path / "t.jsonl")
     with pytest.raises(SourceError, match=r"t\.jsonl: is not JSON Lines, an object a line"):
         read(path, kind="probability", song="a")
+
+
+ROW = '{"a": "x", "p": 0.5}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("null\n" + ROW, 1),
+        ("null", 1),
+        (" \t\n" + ROW + "\n null", 4),
+        (ROW + "null {}", 2),
+        (ROW + '{"a":\n{"a":\n', 2),
+        (ROW.replace("\n", "\r") * 2 + "null\r" + ROW, 3),
+        (ROW + '{"a": ' + "[" * 10**5 + "]" * 10**5 + "}", 2),
+        (ROW * 3 + '{"a": ' * 10**5 + "1" + "}" * 10**5 + "\n" + ROW, 4),
+        (ROW + '{"a": "]]]]]", "b": ' + "[" * 300 + "]" * 300 + "}", 2),
+    ],
+)
+def test_lines_of_json_that_would_bring_the_reader_down(
+    tmp_path: Path, text: str, line: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow's falls over a block that begins with null, and over lists some thousand deep."""
+    path = written(text, tmp_path / "t.jsonl")
+    for block in (columnar._JSON_BLOCK, 30):
+        monkeypatch.setattr(columnar, "_JSON_BLOCK", block)
+        said = rf"an object a line: line {line} (is none|holds)|straddles two block boundaries"
+        with pytest.raises(SourceError, match=said):
+            read(path, kind="probability", song="a")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n \n", "\r"])
+def test_brackets_in_text_are_no_lists(tmp_path: Path, end: str) -> None:
+    ids = ["[" * 70, "]" * 200, '\\"[{', "}\n{"]
+    rows = [json.dumps({"a": name, "p": 0.5}) for name in ids for _ in range(200)]
+    songs = read(written(end.join(rows), tmp_path / "t.jsonl"), kind="probability", song="a")
+    assert songs.ids.tolist() == ids
 
 
 def test_cells_that_stand_apart_by_something_else(tmp_path: Path) -> None:

@@ -5,13 +5,16 @@
 
 Runs `fuzz`, `faults`, `endurance` and `minimal`, each in a process of its own, and keeps what they
 count in ``reliability.parquet``: one number per row, with the columns part, case, metric, value.
-What is not run again (``--only``) stays as it was. Predictions are a hundred times the fits.
+Each part is kept when it ends, and what is not run again (``--only``) stays as it was. The fuzzing
+goes on from its own file of counts until all inputs are done, or ``--seconds`` have passed: then
+what is done so far is kept. Predictions are a hundred times the fits.
 """  # noqa: D400
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the parts, keep the table; exit 1 if something was lost."""
     made = parser(__doc__, NAME)
     made.add_argument("--inputs", type=int, default=10_000_000, help="of the fuzzing")
+    made.add_argument("--seconds", type=float, help="of the fuzzing, this time; default: no limit")
+    made.add_argument(
+        "--state",
+        type=Path,
+        default=Path("build") / "fuzz" / "state.json",
+        metavar="FILE",
+        help="counts of the fuzzing, from which it goes on; default: build/fuzz/state.json",
+    )
     made.add_argument("--kills", type=int, default=200, help="of commands")
     made.add_argument("--fits", type=int, default=1000, help="of every method")
     made.add_argument("--jobs", type=int, default=1, help="processes of the fuzzing")
@@ -54,27 +65,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = made.parse_args(arguments)
     if options.quick:
         options.inputs, options.kills, options.fits = 1000, 4, 10
+        options.state = options.state.with_name("quick.json")
     path = folder(options) / f"{NAME}.parquet"
     failed = False
     for part in options.only:
         found, wrong = run(part, options)
         failed = failed or wrong
-        keep(path, part, ROWS[part](found))
+        if found is not None:
+            keep(path, part, ROWS[part](found))
         print(f"{part}: {'SOMETHING IS WRONG' if wrong else 'nothing lost'}", flush=True)
     sys.exit(failed)
 
 
 def run(part: str, options: argparse.Namespace) -> tuple[Any, bool]:
-    """What a part says in JSON, and whether it found something wrong."""
+    """What a part says in JSON, None if it fell, and whether something is wrong."""
+    fuzz = {"inputs": options.inputs, "jobs": options.jobs, "seed": options.seed}
+    fuzz |= {"state": options.state, "seconds": options.seconds or math.inf}
     given = {
-        "fuzz": ["--inputs", options.inputs, "--jobs", options.jobs, "--seed", options.seed],
+        "fuzz": [
+            "--json",
+            *(word for name, value in fuzz.items() for word in (f"--{name}", value)),
+        ],
         "faults": ["--kills", options.kills, "--seed", options.seed],
         "endurance": ["--fits", options.fits, "--predictions", 100 * options.fits],
     }
     command = [sys.executable, "-m", f"experiments.reliability.{part}"]
-    command += [*map(str, given.get(part, [])), *(["--json"] if part == "fuzz" else [])]
+    command += map(str, given.get(part, []))
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    return json.loads(done.stdout), done.returncode != 0
+    return json.loads(done.stdout or "null"), done.returncode != 0
 
 
 def fuzz_rows(found: Mapping[str, Any]) -> Iterator[Row]:

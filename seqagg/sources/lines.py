@@ -68,7 +68,7 @@ class CheckedLines:
             for i, line in enumerate(lines.split(b"\n")):
                 inner = line.strip(b" \t")
                 if inner and (inner[:1], inner[-1:]) != (b"{", b"}"):
-                    raise self._wrong(self._n_lines + i, "is no object")
+                    raise self._wrong(self._n_lines + i, "is none")
         if _may_be_deep(lines):
             for i, line in enumerate(lines.split(b"\n")):
                 if _depth(line) > _DEEPEST:
@@ -76,7 +76,8 @@ class CheckedLines:
         self._n_lines += lines.count(b"\n")
 
     def _wrong(self, line: int, what: str) -> SourceError:
-        return SourceError(f"line {line + 1} {what}", file=self._path)
+        said = f"is not JSON Lines, an object a line: line {line + 1} {what}"
+        return SourceError(said, file=self._path)
 
 
 def _may_be_deep(lines: bytes) -> bool:
