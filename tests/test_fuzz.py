@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,6 +17,7 @@ from typing import Any
 import pytest
 
 from experiments.reliability import fuzz
+from experiments.reliability.counts import Counts, left, union
 from experiments.reliability.targets import FINDINGS, Target, findings, make_targets
 from seqagg import SeqaggError
 
@@ -59,6 +64,51 @@ def test_the_same_chance_makes_the_same_input(targets: dict[str, Target], tmp_pa
         for number in range(20):
             one, other = (fuzz._input(target, seeds, Random(number)) for _ in range(2))
             assert one == other, name
+
+
+def test_a_run_goes_on_where_another_was_stopped(tmp_path: Path) -> None:
+    """Told to stop, killed, and left alone: every input is counted once."""
+    state, about = tmp_path / "state.json", {"seed": 0, "only": "npy,stream csv"}
+    command = [sys.executable, "-m", "experiments.reliability.fuzz", "--json", "--inputs", "3000"]
+    command += ["--only", about["only"], "--state", str(state)]
+    before = Counts(n_read=Counter(npy=500), done=[[1000, 1500]])
+    before.write(state, about)
+    for act in ("stop", "kill", "nothing"):
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as running:
+            if act != "nothing":
+                time.sleep(3)
+                running.send_signal(signal.SIGTERM if act == "stop" else signal.SIGKILL)
+            said = running.communicate()[0]
+        now = Counts.read(state, about)
+        assert now.n_inputs == sum(end - first for first, end in now.done) >= before.n_inputs
+        before = now
+    assert before.done == [[0, 3000]]
+    assert json.loads(said)["inputs"] == 3000
+    assert before.n_read["npy"] + before.n_refused["npy"] == 500 + 2500 // 2
+    with pytest.raises(SystemExit, match="is of another seed"):
+        Counts.read(state, about | {"seed": 1})
+
+
+def test_what_is_left_of_a_range() -> None:
+    """Against sets of numbers, for pieces in any order."""
+    chance = Random(0)
+    for _ in range(200):
+        pieces = [sorted((chance.randrange(40), chance.randrange(40))) for _ in range(5)]
+        done = union(pieces)
+        numbers = {n for piece in pieces for n in range(*piece)}
+        assert sorted(numbers) == [n for piece in done for n in range(*piece)]
+        assert all(end < first for (_, end), (first, _) in itertools.pairwise(done))
+        first, end = chance.randrange(20), chance.randrange(60)
+        found = list(left(done, first, end, 4))
+        assert [n for piece in found for n in piece] == sorted(set(range(first, end)) - numbers)
+        assert all(0 < len(piece) <= 4 for piece in found)
+
+
+def test_findings_are_tried_again() -> None:
+    counts = Counts(done=[[0, 10], [20, 30]], findings=[{"input": n} for n in (0, 5, 29)])
+    assert counts.forget_findings() == [0, 5, 29]
+    assert counts.done == [[1, 5], [6, 10], [20, 29]]
+    assert counts.findings == []
 
 
 FORBIDDEN = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -38,7 +38,7 @@ def store(arrays: Arrays, layout: Mapping[str, Any], **settings: Any) -> bytes:
     return sink.getvalue()
 
 
-def change_store(data: bytes, chance: Random, sets: list[Arrays]) -> bytes:
+def change_store(data: bytes, chance: Random, sets: Sequence[Arrays]) -> bytes:
     """The file with other bytes; or another file of one of these sets of arrays, changed."""
     if chance.random() < 0.5:
         return scramble(data, chance)
