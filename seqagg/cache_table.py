@@ -283,13 +283,20 @@ def read_ids(path: Place, table: pa.Table) -> pa.Array:
 def _read_labels(path: Place, table: pa.Table, task: Task) -> pa.Array | None:
     if task == "multiclass":
         return find_column(path, table, "label", "string", is_text)
-    return find_column(
+    labels = find_column(
         path,
         table,
         "label",
         "list of string",
         lambda kind: _is_list(kind) and is_text(kind.value_type),
     )
+    names = None if labels is None else labels.flatten()
+    if names is not None and names.null_count:
+        at = int(np.argmax(np.asarray(names.is_null())))
+        row = int(np.asarray(pc.list_parent_indices(labels))[at])
+        song = read_ids(path, table)[row].as_py()
+        raise CacheError("one of its labels is null", file=path, song=song, column="label")
+    return labels
 
 
 def as_objects(column: pa.Array | None) -> npt.NDArray[Any] | None:

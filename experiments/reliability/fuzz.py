@@ -229,7 +229,6 @@ def work(options: argparse.Namespace, folder: Path) -> None:
     warnings.simplefilter("error")
     inside = folder / "in"
     inside.mkdir(exist_ok=True)
-    shutil.rmtree(folder / "beside", ignore_errors=True)  # of a process that fell
     targets = make_targets(folder / "beside")
     if options.only:
         targets = {name: targets[name] for name in options.only.split(",")}

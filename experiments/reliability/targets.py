@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -358,6 +359,7 @@ def read_folder(path: Path, folder: Path) -> None:
 
 def shards(folder: Path) -> bytes:
     """Two caches and their list, which is given."""
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     songs = small_songs()
     for i in range(2):

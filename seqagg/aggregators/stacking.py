@@ -142,6 +142,12 @@ class _Linear:
         return {"weight": self.weight, "bias": self.bias}, {}
 
 
+def _probabilities(model: Any, features: Floats) -> Floats:
+    """What a classifier says; it may take the logarithm of a class that never is."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(model.predict_proba(features))
+
+
 class _Own:
     """A fitted classifier of the user's, whose scores are log probabilities as they stand."""
 
@@ -152,7 +158,7 @@ class _Own:
     def scores(self, features: Floats) -> Floats:
         """Log probability of each class, shape (n_songs, n_classes)."""
         p = np.zeros((len(features), self.n_classes))
-        p[:, self.model.classes_] = self.model.predict_proba(features)
+        p[:, self.model.classes_] = _probabilities(self.model, features)
         return np.asarray(np.log(np.maximum(p, 1e-6)))
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -175,7 +181,7 @@ class _OneVsRest:
         """Log-odds of each class, shape (n_songs, n_classes)."""
         out = np.tile(self.bias, (len(features), 1))
         for k, model in self.models.items():
-            out[:, k] = logit(model.predict_proba(features)[:, 1].clip(1e-6, 1 - 1e-6))
+            out[:, k] = logit(_probabilities(model, features)[:, 1].clip(1e-6, 1 - 1e-6))
         return out
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
