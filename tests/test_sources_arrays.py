@@ -522,6 +522,14 @@ def test_an_index_of_hdf5_that_runs_in_a_circle(tmp_path: Path) -> None:
             read(tmp_path / "y.h5", kind="probability")
 
 
+def test_hdf5_in_several_files(tmp_path: Path) -> None:
+    """Which the library would describe by as many bytes as one of them says."""
+    with h5py.File(tmp_path / "part-%d.h5", "w", driver="family", memb_size=2**20) as file:
+        file["scores"] = np.ones((2, 2), np.float32)
+    with pytest.raises(SourceError, match=r"part-0.h5: is one of the parts of a file"):
+        read(tmp_path / "part-0.h5", kind="probability")
+
+
 def test_hdf5_without_h5py_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

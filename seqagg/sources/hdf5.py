@@ -4,7 +4,8 @@ Links to other files, data that lie elsewhere and filters that are not h5py's ow
 
 What the HDF5 library would follow for ever is looked at first (HDF5 File Format Specification 3.0).
 Nodes of a *B-tree* (III.A.1) name the next of their level. Text of variable length lies in *global
-heaps* (III.E) that a dataset refers to; the library reserves whatever a reference claims.
+heaps* (III.E) that a dataset refers to; the library reserves whatever a reference claims, or a
+description of the driver that wrote a file in parts (II.B).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def read(files: Sequence[File], options: Options, notes: list[str]) -> Iterator[
         raise ParameterError("HDF5 files need h5py: pip install 'seqagg[hdf5]'") from None
     for file in files:
         with unchanged(file.path):
-            _check_trees(file)
+            _check_structure(file)
             try:
                 with h5py.File(file.path, "r") as store:
                     yield from arrays.read_arrays(_members(h5py, store, file), options, file, notes)
@@ -87,10 +88,12 @@ class _Dataset:
 
 
 _NODE, _NEXT = b"TREE", slice(16, 24)
+_DRIVERS = {b"\0": slice(48, 56), b"\1": slice(52, 60)}
+"""Version of a superblock -> where it says where its driver is described; later ones do not."""
 
 
-def _check_trees(file: File) -> None:
-    """Refuse a file with nodes of B-trees that follow each other in a circle."""
+def _check_structure(file: File) -> None:
+    """Refuse nodes of B-trees that follow each other in a circle, and a driver of any size."""
     if not file.path.stat().st_size:
         return
     following: dict[int, int] = {}
@@ -99,6 +102,9 @@ def _check_trees(file: File) -> None:
         mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
         base = max(0, data.find(b"\x89HDF\r\n\x1a\n"))
+        first = data[base : base + 60]
+        if first[_DRIVERS.get(first[8:9], slice(0))].strip(b"\xff"):
+            raise SourceError("is one of the parts of a file", file=file.path)
         at = data.find(_NODE)
         while at >= 0:
             following[at - base] = int.from_bytes(data[at : at + 24][_NEXT], "little")
