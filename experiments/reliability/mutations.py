@@ -161,7 +161,9 @@ def change_npy(data: bytes, chance: Random) -> bytes:
         np.save(buffer, change_array(array, chance), allow_pickle=False)
         return buffer.getvalue()
     descr = chance.choice(("|O", "<f4", "<f8", ">f2", "<U9", "|S3", "<i8", "<M8[s]", "|V4", "|b1"))
-    shape = chance.choice(((), (0,), (1,), (2, 2), (10**12,), (-1,), (2**40, 0), (3,) * 40))
+    shape = chance.choice(
+        ((), (0,), (1,), (2, 2), (10**12,), (-1,), (2**40, 0), (3,) * 40, (True, 4))
+    )
     header = {
         "descr": chance.choice((descr, array.dtype.str)),
         "fortran_order": chance.choice((True, False)),

@@ -119,7 +119,9 @@ class NpyMember:
         except KeyError:
             raise self._wrong("is of a version of the format that is not known") from None
         except (ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError) as error:
-            raise self._wrong(f"is no NumPy array: {error}") from None
+            raise self._wrong(f"is no NumPy array: {str(error)[:200]}") from None
+        if bool in map(type, self.shape):  # which to Python are whole numbers, but not to NumPy
+            raise self._wrong(f"is no NumPy array: of shape {self.shape}")
         arrays.check_dtype(self.dtype, name, file)
         n_bytes = math.prod(self.shape) * self.dtype.itemsize
         if min(self.shape, default=0) < 0 or n_bytes != size - self._begin:
