@@ -267,6 +267,18 @@ def test_lines_of_json_that_would_bring_the_reader_down(
             read(path, kind="probability", song="a")
 
 
+def test_many_keys_of_which_each_line_has_one(tmp_path: Path) -> None:
+    """All lines have all of them to Arrow: some hundred kilobytes become gigabytes."""
+    rows = [f'{{"a": "x", "k{i}": 0.5}}' for i in range(20_000)]
+    path = written("\n".join(rows), tmp_path / "t.jsonl")
+    with pytest.raises(SourceError, match="line 19999 and those before have few of the keys"):
+        read(path, kind="probability", song="a")
+    wide = {"a": "x"} | {f"k{i}": 0.5 for i in range(3000)}
+    path = written("\n".join([json.dumps(wide), *["{}"] * 5000]), tmp_path / "u.jsonl")
+    with pytest.raises(SourceError, match="line 5000 and those before have few of the keys"):
+        read(path, kind="probability", song="a")
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n \n", "\r"])
 def test_brackets_in_text_are_no_lists(tmp_path: Path, end: str) -> None:
     ids = ["[" * 70, "]" * 200, '\\"[{', "}\n{"]

@@ -265,28 +265,32 @@ class JSONTable(ColumnTable):
     @contextmanager
     def _open(path: Path, schema: pa.Schema | None = None) -> Iterator[tuple[pa.NativeFile, Any]]:
         read = pa_json.ReadOptions(block_size=_JSON_BLOCK)
-        parse = pa_json.ParseOptions(explicit_schema=schema)
+        others = "infer" if schema is None else "ignore"
+        parse = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior=others)
+        n_columns = None if schema is None else len(schema)
         with pa.OSFile(str(path)) as file:
-            lines = pa.PythonFile(CheckedLines(unpacked(file, path), path), mode="r")
+            lines = pa.PythonFile(CheckedLines(unpacked(file, path), path, n_columns), mode="r")
             yield file, pa_json.open_json(lines, read, parse)
 
     def _pieces(self, types: Types, n_rows: int) -> Iterator[tuple[pa.RecordBatch, float]]:
         assert self.path is not None
         size = max(self.path.stat().st_size, 1)
-        # Of what the first block has no value, or only whole numbers, the next may know more.
-        open_ends = [
-            (name, kind)
-            for name, kind in types.items()
-            if kind is not None
-            and (self.cells[name] == "nothing" or pa.types.is_floating(kind))
-            and self.cells[name] != "text"
-        ]
-        with self._open(self.path, pa.schema(open_ends)) as (file, reader):
+        asked = pa.schema([(name, self._asked(name, kind)) for name, kind in types.items()])
+        with self._open(self.path, asked) as (file, reader):
             for batch in reader:
                 # At its end the reader closes what it reads.
                 share = 1.0 if file.closed else min(1.0, file.tell() / size)
                 for first in range(0, len(batch), n_rows):
                     yield batch.slice(first, n_rows).select(list(types)), share
+
+    def _asked(self, name: str, kind: pa.DataType | None) -> pa.DataType:
+        """Type of a column in all blocks: the first may hold only whole numbers, or nothing."""
+        held = self.cells[name]
+        if kind is not None and (
+            held == "nothing" or (held != "text" and pa.types.is_floating(kind))
+        ):
+            return kind
+        return self.schema.field(name).type
 
     def n_rows_at_a_time(self) -> int:
         """Rows that make a batch, where they may hold lists."""

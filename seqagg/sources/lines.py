@@ -1,7 +1,7 @@
 """JSON Lines on their way to Arrow's reader, which some that are forged would bring down.
 
 A block that begins with ``null`` ends the process, as do values some thousand deep, which before
-that take minutes (Arrow 26).
+that take minutes (Arrow 26). A key that is missing takes as much memory as one that is there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ _DEEPEST = 100
 """Lists and objects within each other; frames of songs are three deep."""
 
 _LONGEST = 2**25
+_MANY_CELLS = 10**7
+
+_SPARSEST = 4
+"""Cells for each colon in a block of many cells."""
+
+_KEY = re.compile(rb'("(?:[^"\\]|\\.)*")\s*:', re.DOTALL)
 
 _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -32,10 +38,12 @@ class CheckedLines:
     stream : file-like
     path : Path
         Named in errors.
+    n_columns : int, optional
+        How many columns are made of it; one of every key, if not given.
     """
 
-    def __init__(self, stream: Any, path: Path) -> None:
-        self._stream, self._path = stream, path
+    def __init__(self, stream: Any, path: Path, n_columns: int | None = None) -> None:
+        self._stream, self._path, self._n_columns = stream, path, n_columns
         self._rest = b""
         self._n_lines = 0
 
@@ -73,7 +81,14 @@ class CheckedLines:
             for i, line in enumerate(lines.split(b"\n")):
                 if _depth(line) > _DEEPEST:
                     raise self._wrong(self._n_lines + i, "holds too many lists in lists")
-        self._n_lines += lines.count(b"\n")
+        n_lines, n_colons = lines.count(b"\n"), lines.count(b":")
+        most = max(_MANY_CELLS, _SPARSEST * n_colons)
+        n_columns = n_colons if self._n_columns is None else self._n_columns
+        if n_lines * n_columns > most and self._n_columns is None:
+            n_columns = len(set(_KEY.findall(lines)))
+        if n_lines * n_columns > most:
+            raise self._wrong(self._n_lines + n_lines - 1, "and those before have few of the keys")
+        self._n_lines += n_lines
 
     def _wrong(self, line: int, what: str) -> SourceError:
         said = f"is not JSON Lines, an object a line: line {line + 1} {what}"
