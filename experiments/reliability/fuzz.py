@@ -31,7 +31,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -235,7 +235,7 @@ def work(options: argparse.Namespace, folder: Path) -> None:
     (folder / "targets").write_text(json.dumps(list(targets)))
     turns = [i for i, target in enumerate(targets.values()) for _ in range(target.weight)]
     seeds = {name: _seeds(name, target, folder) for name, target in targets.items()}
-    again = _again(options, folder)
+    again = _again(options, folder, targets)
     pieces = _pieces(options, folder)
     _guard(folder)
     gc.collect()
@@ -246,8 +246,8 @@ def work(options: argparse.Namespace, folder: Path) -> None:
         for piece in pieces:
             counts, memory = Counts(), _most_memory()
             for number in piece:
-                turn = turns[number % len(turns)]
-                name, data = names[turn], again.get(number)
+                name, data = again.get(number, (names[turns[number % len(turns)]], None))
+                turn = names.index(name)
                 state[:] = _STATE.pack(piece.start, piece.stop, number, turn, time.process_time())
                 if data is None:
                     data = _input(targets[name], seeds[name], Random(options.seed << 48 | number))
@@ -287,12 +287,17 @@ def _seeds(name: str, target: Target, folder: Path) -> list[bytes]:
     return seeds + [path.read_bytes() for path in findings(name)]
 
 
-def _again(options: argparse.Namespace, folder: Path) -> dict[int, bytes]:
-    """Inputs that were findings, by number: made anew, they might be others by now."""
-    numbers = json.loads((folder.parent / "plan").read_text())["again"]
+def _again(
+    options: argparse.Namespace, folder: Path, targets: Iterable[str]
+) -> dict[int, tuple[str, bytes]]:
+    """Target and input of findings, by number: made anew, they might be others by now."""
     if options.keep is None:
         return {}
-    return {n: path.read_bytes() for n in numbers for path in options.keep.glob(f"*-{n}.*")}
+    numbers = json.loads((folder.parent / "plan").read_text())["again"]
+    found = [
+        (n, name, options.keep.glob(_name(name, n, ".*"))) for n in numbers for name in targets
+    ]
+    return {n: (name, path.read_bytes()) for n, name, paths in found for path in paths}
 
 
 def _pieces(options: argparse.Namespace, folder: Path) -> Iterator[range]:
@@ -408,8 +413,12 @@ def _most_memory() -> int:
 
 
 def _keep(path: Path, target: str, number: int, folder: Path) -> None:
-    name = f"{target.replace(' ', '-')}-{number}{path.name.removeprefix('x')}"
+    name = _name(target, number, path.name.removeprefix("x"))
     (folder / "findings" / name).write_bytes(path.read_bytes())
+
+
+def _name(target: str, number: int, suffix: str) -> str:
+    return f"{target.replace(' ', '-')}-{number}{suffix}"
 
 
 def _where(error: BaseException) -> str:
