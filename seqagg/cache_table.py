@@ -209,7 +209,7 @@ def header_of(path: Place, metadata: dict[bytes, bytes] | None) -> dict[str, Any
         raise CacheError("no seqagg metadata; 'seqagg convert' makes a cache of it", file=path)
     try:
         header = json.loads(metadata[HEADER_KEY])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CacheError(f"metadata is no JSON: {error}", file=path) from None
     if not isinstance(header, dict):
         raise CacheError("metadata is no JSON object", file=path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 _LONGEST_NAME = 200
+_LONGEST = 2000
 
 
 class SeqaggError(ValueError):
@@ -36,7 +37,8 @@ class SeqaggError(ValueError):
             *([f"column {_shown(column)}"] if column is not None else []),
         ]
         # One line, whatever an id or a library's message holds.
-        super().__init__(" ".join(": ".join([*about, message]).split()))
+        line = " ".join(": ".join([*about, message]).split())
+        super().__init__(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}...")
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions pickle by their positional arguments alone; joblib's workers need the rest.

@@ -104,7 +104,7 @@ def read_manifest(folder: Place) -> Manifest | None:
         content = json.loads(read_bytes(folder / NAME))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CacheError(f"cannot be read: {error}", file=folder / NAME) from None
     try:
         if content["version"] != VERSION:

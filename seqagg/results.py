@@ -282,7 +282,7 @@ def _read_table(
         about = json.loads((found.schema.metadata or {}).get(METADATA_KEY, b"{}"))
     except FileNotFoundError:
         raise ResultsError("no such file; 'seqagg benchmark --out' writes it", file=path) from None
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
         raise ResultsError(f"cannot be read: {error}", file=path) from None
     if not isinstance(about, dict):
         raise ResultsError("is no table of a benchmark: its provenance is no object", file=path)

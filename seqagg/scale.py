@@ -363,7 +363,7 @@ def _finished(out: Place, part: Part) -> Record | None:
             return None
         if sha256_of(table) != record.sha256:
             return None
-    except (FileNotFoundError, ValueError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return None
     return dataclasses.replace(record, before=True)
 
@@ -400,7 +400,7 @@ def _claim(out: Place, job: Job, manifest: Manifest) -> None:
             raise ParameterError(f"{out} is there and holds no job; choose a new folder") from None
         _write_json(out / JOB / "job.json", said)
         return
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ParameterError(f"{out / JOB / 'job.json'} is damaged; choose a new folder") from None
     other = [name for name in said if there.get(name) != said[name]]
     if other:

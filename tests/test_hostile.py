@@ -229,3 +229,10 @@ def test_what_never_ends_is_not_read(tmp_path: Path, name: str, suffix: str) -> 
     }
     with pytest.raises(SeqaggError):
         reads.get(suffix, seqagg.read_cache)(path)
+
+
+def test_an_error_is_one_line_of_some_length() -> None:
+    said = str(SeqaggError("x\n" * 10**6, file="a.npy", column="y" * 10**6))
+    assert said.startswith("a.npy: column 'yyy")
+    assert "\n" not in said
+    assert len(said) < 2100

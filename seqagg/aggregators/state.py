@@ -39,4 +39,7 @@ def text_array(value: Any) -> Array:
 
 def from_text_array(array: Array) -> Any:
     """Take back what `text_array` gave; ValueError where it is none."""
-    return json.loads(array.astype(np.uint8).tobytes())
+    try:
+        return json.loads(array.astype(np.uint8).tobytes())
+    except RecursionError as error:
+        raise ValueError(str(error)) from None

@@ -228,7 +228,12 @@ class Store:
         if not path.exists():
             with atomic_write(path) as temporary:
                 temporary.write_text(json.dumps(self._header), encoding="utf-8")
-        elif json.loads(path.read_text(encoding="utf-8")) != self._header:
+            return
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise CacheError(f"is damaged: {error}; remove its folder", file=path) from None
+        if there != self._header:
             raise CacheError(
                 "holds scores of other columns or of another kind; remove it to start anew",
                 file=self.folder,
