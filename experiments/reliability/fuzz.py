@@ -284,7 +284,8 @@ def _seeds(name: str, target: Target, folder: Path) -> list[bytes]:
             with contextlib.suppress(SeqaggError):
                 target.read(path)
     path.unlink()
-    return seeds + [path.read_bytes() for path in findings(name)]
+    found = [path.read_bytes() for path in findings(name)]
+    return seeds * (1 + len(found) // len(seeds)) + found  # most of what is found is refused
 
 
 def _again(
