@@ -10,6 +10,7 @@ lengths to class scores of shape (n_songs, n_classes).
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +28,7 @@ from seqagg.aggregators.lessons import Lesson, Turn, make_turns
 from seqagg.aggregators.state import from_text_array, text_array
 from seqagg.aggregators.team import ALONE, Chance, Team, current_team, set_chance
 from seqagg.aggregators.training import History, Training
-from seqagg.calibration import calibrated_losses
+from seqagg.calibration import about_equal, calibrated_losses
 from seqagg.checkpoints import Stage, current_stage
 from seqagg.engines import engine_in_use
 from seqagg.errors import ModelFileError, ParameterError
@@ -97,12 +99,14 @@ class NetworkAggregator(Aggregator):
 
     Each network is trained on the songs outside its fold and stopped on the songs inside. The
     untrained network is the first that early stopping considers. A subclass has the parameters
-    named here, and `_new_network`.
+    named here, and `_new_network`. Unless training lowers the loss on the songs held out by more
+    than a standard error, all networks stay as they start.
     """
 
     networks_: list[Any]
     history_: list[History]
     fit_report_: str
+    _untrained: bool
 
     min_crop: float
     epochs: int | Literal["auto"]
@@ -146,6 +150,10 @@ class NetworkAggregator(Aggregator):
         # One after the other: all chance of a new network is PyTorch's global one.
         networks = [self._seeded_network(songs, y, fold, i) for i, fold in enumerate(folds)]
         turns = make_turns(self, songs, groups, folds, team)
+        for network in networks:
+            network.to(batches.device)
+        before, tried = self._scores_held_out(networks, folds, batches, team)
+        start = [copy.deepcopy(network.state_dict()) for network in networks]
         title = type(self).__name__.removesuffix("Aggregator")
         if batches.device.type == "cpu" and not engine_in_use().alone:
             with steps(title, len(folds)) as step:
@@ -153,16 +161,31 @@ class NetworkAggregator(Aggregator):
         else:
             with steps(title, sum(self._n_epochs(turn.n_songs) for turn in turns)) as step:
                 self.history_ = self._train_here(networks, batches, y, turns, step)
+        after, _ = self._scores_held_out(networks, folds, batches, team)
+        losses = [calibrated_losses(scores[tried], y[tried]) for scores in (before, after)]
+        # The best of many epochs on few songs is better than the first by chance alone.
+        own_groups = np.unique(groups[tried], return_inverse=True)[1]
+        self._untrained = bool(tried.any()) and about_equal(losses[0], losses[1], own_groups)
+        if self._untrained:
+            after = before
+            for network, state in zip(networks, start, strict=True):
+                network.load_state_dict(state)
         self.networks_ = networks
         self.fit_report_ = self._report()
-        held_out = np.zeros((len(y), len(self.classes_)))
-        tried = np.zeros(len(y), dtype=bool)
-        for network, (_, held) in zip(networks, folds, strict=True):
-            held_out[held] = self._network_scores(network, batches, held, team)
-            tried[held] = True
         if not tried.all():
-            held_out[~tried] = self._mean_scores(batches, np.flatnonzero(~tried), team)
-        return held_out
+            after[~tried] = self._mean_scores(batches, np.flatnonzero(~tried), team)
+        return after
+
+    def _scores_held_out(
+        self, networks: list[nn.Module], folds: list[Fold], batches: Batches, team: Team
+    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Scores of songs by the network that was not trained on them, and which have one."""
+        scores = np.zeros((len(batches.lengths), len(self.classes_)))
+        tried = np.zeros(len(batches.lengths), dtype=bool)
+        for network, (_, held) in zip(networks, folds, strict=True):
+            scores[held] = self._network_scores(network, batches, held, team)
+            tried[held] = True
+        return scores, tried
 
     def _train_here(
         self, networks: list[nn.Module], batches: Batches, y: Ints, turns: list[Turn], step: Any
@@ -346,17 +369,24 @@ class NetworkAggregator(Aggregator):
         return torch.device(self.device)
 
     def _state(self) -> dict[str, Array]:
-        return {
-            f"{number}.{name}": value.cpu().numpy()
-            for number, network in enumerate(self.networks_)
-            for name, value in network.state_dict().items()
-        } | {"history": text_array(self.history_)}
+        return (
+            {
+                f"{number}.{name}": value.cpu().numpy()
+                for number, network in enumerate(self.networks_)
+                for name, value in network.state_dict().items()
+            }
+            | {"history": text_array(self.history_)}
+            | ({"untrained": np.array(True)} if self._untrained else {})
+        )
 
     def _set_state(self, arrays: Mapping[str, Array]) -> None:
         by_number: dict[str, dict[str, Array]] = {}
         self.history_ = _read_history(arrays)
+        self._untrained = "untrained" in arrays
+        if self._untrained and (arrays["untrained"].dtype != bool or arrays["untrained"].shape):
+            raise ModelFileError("whether the networks are untrained cannot be read")
         for name, array in arrays.items():
-            if name == "history":
+            if name in ("history", "untrained"):
                 continue
             number, _, part = name.partition(".")
             by_number.setdefault(number, {})[part] = array
@@ -376,6 +406,8 @@ class NetworkAggregator(Aggregator):
 
     def _report(self) -> str:
         lines = [f"{len(self.networks_)} networks"]
+        if self._untrained:
+            lines[0] += ", all as they start: training gains no more than chance"
         for number, history in enumerate(self.history_):
             losses = [row["held_out"] for row in history]
             best = int(np.nanargmin(losses)) if not np.isnan(losses).all() else len(losses) - 1
