@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -675,6 +675,27 @@ class TestHistory:
         model = GRUAggregator(**QUICK | {"n_folds": 1}).fit(order_songs(30))
         assert len(model.networks_) == len(model.history_) == 1
         assert np.isfinite(model.history_[0][0]["held_out"])
+
+
+class TestGainByChance:
+    SETTINGS: ClassVar[dict[str, Any]] = {"epochs": 15, "hidden_size": 8, "learning_rate": 0.02}
+
+    def test_the_best_of_many_epochs_on_noise_does_not_count(self, tmp_path: Path) -> None:
+        noise, other = songs_of_noise(40, 0), songs_of_noise(30, 1)
+        trained = GRUAggregator(**self.SETTINGS).fit(noise)
+        still = GRUAggregator(epochs=1, hidden_size=8, learning_rate=1e-8).fit(noise)
+        best = [np.argmin([row["held_out"] for row in rows]) for rows in trained.history_]
+        assert max(best) > 0  # some fold looked better trained
+        assert_allclose(trained.predict_proba(other), still.predict_proba(other), atol=1e-6)
+        assert "all as they start" in trained.fit_report_
+        trained.save(tmp_path / "gru.safetensors")
+        assert load(tmp_path / "gru.safetensors").fit_report_ == trained.fit_report_
+
+    def test_a_gain_beyond_chance_does(self) -> None:
+        songs = order_songs(60)
+        trained = GRUAggregator(**LEARNS_ORDER, base="none", learning_rate=2e-2).fit(songs)
+        assert "all as they start" not in trained.fit_report_
+        assert any(p.abs().max() > 0 for n in trained.networks_ for p in n.output.parameters())
 
 
 class TestSurroundings:

@@ -217,8 +217,9 @@ class GRUAggregator(NetworkAggregator):
     The score of a song is ``scale * average + correction``. The correction's last layer
     starts at zero and epoch 0 counts in early stopping, so where order says nothing the method
     stays with averaging. One network is trained per grouped fold, stopped on the songs of that
-    fold, and their scores are averaged. While training, a song is heard as a random contiguous
-    crop.
+    fold, and their scores are averaged. Unless that lowers the loss on these songs by more than a
+    standard error, all networks stay as they start. While training, a song is heard as a random
+    contiguous crop.
 
     Parameters
     ----------
