@@ -33,10 +33,8 @@ def run() -> None:
     ends, takes a third of the time of a short command.
     """
     gc.set_threshold(20_000, 50)
-    for name in (
-        "scipy.stats",
-        "scipy.optimize",
-    ):  # scikit-learn imports them: longer than the rest
+    # scikit-learn imports them, which takes longer than all the rest.
+    for name in ("scipy.stats", "scipy.optimize"):
         import_later(name)
     try:
         main(prog_name="seqagg")

@@ -29,6 +29,7 @@ _SMALL_FILE = 64 * 2**20
 """Bytes of a Parquet file that are not too many to be read at once."""
 
 _TINY_FILE = 2**20
+"""Bytes of a Parquet file that other threads do not read faster."""
 
 _MAPPED_BYTES = 16 * BATCH_BYTES
 """What of a memory-mapped file is used before its pages are given back."""
@@ -92,9 +93,7 @@ def read_table(path: Place, names: list[str]) -> pa.Table:
     """Those columns of a file, if they are there."""
     with reading(path):
         if path.suffix == ".arrow":
-            mapped = _mapped(path)
-            source = path.open() if mapped is None else pa.py_buffer(mapped)
-            table = pa.ipc.open_file(source).read_all()
+            table = _open_arrow(path)[0].read_all()
             _refuse_repeated(path, table.schema)
             table = table.select(_present(table.schema, names))
         else:
@@ -168,8 +167,7 @@ def _parquet_pieces(path: Place, n_bytes: int, groups: range | None) -> Iterator
 
 
 def _arrow_pieces(path: Place, n_bytes: int, groups: range | None) -> Iterator[pa.Table]:
-    mapped = _mapped(path)
-    file = pa.ipc.open_file(path.open() if mapped is None else pa.py_buffer(mapped))
+    file, mapped = _open_arrow(path)
     used = 0
     for i in range(file.num_record_batches) if groups is None else groups:
         batch = file.get_batch(i)
@@ -185,12 +183,13 @@ def _arrow_pieces(path: Place, n_bytes: int, groups: range | None) -> Iterator[p
                 used = 0
 
 
-def _mapped(path: Place) -> mmap.mmap | None:
-    """A file of this machine as memory."""
+def _open_arrow(path: Place) -> tuple[Any, mmap.mmap | None]:
+    """An Arrow file, and the memory that it is where it lies on this machine."""
     if not isinstance(path, Path):
-        return None
+        return pa.ipc.open_file(path.open()), None
     with path.open("rb") as source:
-        return mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
+    return pa.ipc.open_file(pa.py_buffer(mapped)), mapped
 
 
 def _songs_in(n_bytes: int, n_songs: int, n_all_bytes: int) -> int:

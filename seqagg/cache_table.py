@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from seqagg.errors import CacheError, SeqaggError
 from seqagg.logodds import Kind, Task
+from seqagg.parsing import parse_json
 from seqagg.places import Place
 from seqagg.songs import Songs
 
@@ -208,8 +209,8 @@ def header_of(path: Place, metadata: dict[bytes, bytes] | None) -> dict[str, Any
     if not metadata or HEADER_KEY not in metadata:
         raise CacheError("no seqagg metadata; 'seqagg convert' makes a cache of it", file=path)
     try:
-        header = json.loads(metadata[HEADER_KEY])
-    except (ValueError, RecursionError) as error:
+        header = parse_json(metadata[HEADER_KEY])
+    except ValueError as error:
         raise CacheError(f"metadata is no JSON: {error}", file=path) from None
     if not isinstance(header, dict):
         raise CacheError("metadata is no JSON object", file=path)

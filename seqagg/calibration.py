@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import scipy.optimize
+import scipy.optimize  # as a module, so that `seqagg.__main__` may import it later
 from scipy.special import expit, logit
 
 Floats = npt.NDArray[np.float64]

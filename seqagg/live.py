@@ -22,6 +22,7 @@ import numpy.typing as npt
 from seqagg.decision import NEVER, EarlyRule, early_decisions, early_rule
 from seqagg.errors import ParameterError, SongError
 from seqagg.logodds import Kind
+from seqagg.parsing import parse_json
 from seqagg.songs import Songs
 
 if TYPE_CHECKING:
@@ -345,7 +346,7 @@ def _parsed(
         try:
             text = raw.decode("utf-8").strip("\r\n")
             line = parse(number, text) if text.strip() else None
-        except (ValueError, RecursionError, csv.Error) as error:
+        except (ValueError, csv.Error) as error:
             if isinstance(error, SongError):
                 raise
             raise SongError(f"cannot be read: {error}", file=_place(number)) from None
@@ -368,7 +369,7 @@ def _complete_lines(source: BinaryIO) -> Iterator[list[tuple[int, bytes]]]:
 
 
 def _parse_json(number: int, text: str) -> Line:
-    found = json.loads(text)
+    found = parse_json(text)
     if isinstance(found, list):
         found = {"scores": found}
     if not isinstance(found, dict):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seqagg.errors import CacheError
+from seqagg.parsing import parse_json
 from seqagg.places import Place, read_bytes, writing
 
 NAME = "_manifest.json"
@@ -101,10 +102,10 @@ def read_manifest(folder: Place) -> Manifest | None:
         When it cannot be read or contradicts itself.
     """
     try:
-        content = json.loads(read_bytes(folder / NAME))
+        content = parse_json(read_bytes(folder / NAME))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CacheError(f"cannot be read: {error}", file=folder / NAME) from None
     try:
         if content["version"] != VERSION:

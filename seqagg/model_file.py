@@ -30,6 +30,7 @@ from safetensors.numpy import save as to_safetensors
 
 from seqagg.errors import ModelFileError
 from seqagg.files import atomic_write
+from seqagg.parsing import parse_json
 
 VERSION = 1
 SUFFIX = ".safetensors"
@@ -199,8 +200,8 @@ def _read_content(source: Path, data: bytes) -> dict[str, Any]:
 
 def _read_json(source: Path, text: str | bytes) -> dict[str, Any]:
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except ValueError as error:
         raise ModelFileError(f"is no safetensors file, or damaged: {error}", file=source) from None
     if not isinstance(value, dict):
         raise ModelFileError("is no safetensors file, or damaged: no JSON object", file=source)

@@ -30,6 +30,7 @@ from seqagg.errors import ResultsError
 from seqagg.evaluation import Comparison
 from seqagg.files import atomic_write
 from seqagg.markup import card, table
+from seqagg.parsing import parse_json
 from seqagg.songs import Songs
 from seqagg.wording import how_scored, points, verdict
 
@@ -279,10 +280,10 @@ def _read_table(
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             found = file.read()
         found.validate(full=True)
-        about = json.loads((found.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+        about = parse_json((found.schema.metadata or {}).get(METADATA_KEY, b"{}"))
     except FileNotFoundError:
         raise ResultsError("no such file; 'seqagg benchmark --out' writes it", file=path) from None
-    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise ResultsError(f"cannot be read: {error}", file=path) from None
     if not isinstance(about, dict):
         raise ResultsError("is no table of a benchmark: its provenance is no object", file=path)

@@ -32,6 +32,7 @@ from seqagg.engines import Engine
 from seqagg.errors import CacheError, ModelFileError, ParameterError
 from seqagg.manifest import Manifest, Shard
 from seqagg.model_file import check_suffix
+from seqagg.parsing import parse_json
 from seqagg.places import Place, Remote, everywhere, place_of, read_bytes, size_of, writing
 from seqagg.prediction import PredictionReport, write_labels
 from seqagg.progress import counted
@@ -357,13 +358,13 @@ def _intact(file: Place, part: Part) -> Place:
 def _finished(out: Place, part: Part) -> Record | None:
     """Record of a part that is done, its table being there as it was written."""
     try:
-        record = Record(**json.loads(read_bytes(out / JOB / f"{part.name}.json")))
+        record = Record(**parse_json(read_bytes(out / JOB / f"{part.name}.json")))
         table = out / f"{part.name}.parquet"
         if record.failed is not None or size_of(table) != record.n_bytes:
             return None
         if sha256_of(table) != record.sha256:
             return None
-    except (FileNotFoundError, ValueError, TypeError, RecursionError):
+    except (FileNotFoundError, ValueError, TypeError):
         return None
     return dataclasses.replace(record, before=True)
 
@@ -394,13 +395,13 @@ def _claim(out: Place, job: Job, manifest: Manifest) -> None:
         "split": job.split,
     }
     try:
-        there = json.loads(read_bytes(out / JOB / "job.json"))
+        there = parse_json(read_bytes(out / JOB / "job.json"))
     except FileNotFoundError:
         if out.exists() and (not out.is_dir() or any(True for _ in out.iterdir())):
             raise ParameterError(f"{out} is there and holds no job; choose a new folder") from None
         _write_json(out / JOB / "job.json", said)
         return
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ParameterError(f"{out / JOB / 'job.json'} is damaged; choose a new folder") from None
     other = [name for name in said if there.get(name) != said[name]]
     if other:

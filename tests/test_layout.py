@@ -11,6 +11,7 @@ PACKAGE = Path(seqagg.__file__).parent
 
 FLOW = [
     "errors",
+    "parsing",
     "files",
     "palette",
     "markup",

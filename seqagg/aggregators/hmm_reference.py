@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,8 +29,6 @@ def to_hmmlearn(model: GaussianParameters, whitening: Whitening, order: Ints) ->
     order : ndarray of int, shape (n_columns,)
         Columns as they go into the whitening.
     """
-    from hmmlearn.hmm import GaussianHMM
-
     # Row j of the basis belongs to the user's column order[j].
     back = np.argsort(order)
     basis, center = whitening.basis[back], whitening.center[back]
@@ -40,11 +38,7 @@ def to_hmmlearn(model: GaussianParameters, whitening: Whitening, order: Ints) ->
         plain = dataclasses.replace(model, means=means, covars=model.covars[:, back] / basis**2)
     else:
         plain = with_jacobian(model, basis, center)
-    hmm = GaussianHMM(plain.n_states, "diag" if alone else "full", implementation="log")
-    hmm.n_features = len(order)
-    hmm.startprob_, hmm.transmat_ = plain.startprob, plain.transmat
-    hmm.means_, hmm.covars_ = plain.means, plain.covars
-    return hmm
+    return _hmm(plain)
 
 
 def fit_with_hmmlearn(
@@ -57,24 +51,17 @@ def fit_with_hmmlearn(
     tol: float,
 ) -> tuple[GaussianParameters, list[float]]:
     """Do what `fit_em` does, with hmmlearn's own EM from the same start."""
-    from hmmlearn.hmm import GaussianHMM
-
     n_features = frames.shape[1]
     full = model.covars.ndim == 3
-    hmm = GaussianHMM(
-        model.n_states,
-        "full" if full else "diag",
+    hmm = _hmm(
+        model,
         # A scalar would be added to every element of a full covariance.
         covars_prior=shrinkage * np.eye(n_features) if full else shrinkage,
         covars_weight=shrinkage + (n_features if full else 1),
         n_iter=n_iter,
         tol=tol,
         init_params="",
-        implementation="log",  # "scaling" overflows on songs that are far from a state
     )
-    hmm.n_features = n_features
-    hmm.startprob_, hmm.transmat_ = model.startprob, model.transmat
-    hmm.means_, hmm.covars_ = model.means, model.covars
     with _quiet_hmmlearn():
         hmm.fit(frames, np.diff(offsets))
     # hmmlearn leaves a state without frames as NaN, and one that is never left without a row.
@@ -87,6 +74,19 @@ def fit_with_hmmlearn(
         np.where(alive.reshape(-1, *[1] * (1 + full)), hmm._covars_, model.covars),
     )
     return fitted, [float(value) for value in hmm.monitor_.history]
+
+
+def _hmm(model: GaussianParameters, **settings: Any) -> GaussianHMM:
+    """Model as hmmlearn has it, of the frames that it is of."""
+    from hmmlearn.hmm import GaussianHMM
+
+    kind = "full" if model.covars.ndim == 3 else "diag"
+    # "scaling" overflows on songs that are far from a state.
+    hmm = GaussianHMM(model.n_states, kind, implementation="log", **settings)
+    hmm.n_features = model.means.shape[1]
+    hmm.startprob_, hmm.transmat_ = model.startprob, model.transmat
+    hmm.means_, hmm.covars_ = model.means, model.covars
+    return hmm
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqagg.errors import ModelFileError
+from seqagg.parsing import parse_json
 
 Array = npt.NDArray[Any]
 
@@ -39,7 +40,4 @@ def text_array(value: Any) -> Array:
 
 def from_text_array(array: Array) -> Any:
     """Take back what `text_array` gave; ValueError where it is none."""
-    try:
-        return json.loads(array.astype(np.uint8).tobytes())
-    except RecursionError as error:
-        raise ValueError(str(error)) from None
+    return parse_json(array.astype(np.uint8).tobytes())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from seqagg.commands.options import (
     seed_option,
 )
 from seqagg.errors import ParameterError
+from seqagg.parsing import parse_json
 from seqagg.places import place_of
 from seqagg.terminal import print_json, show_fit, warn
 
@@ -275,7 +275,7 @@ def _simple_types(cls: type[Aggregator]) -> dict[str, type]:
 def _parse(key: str, text: str, wanted: type | None) -> Any:
     """Value of a setting: JSON where it is JSON, else text."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError:
         value = text
     if wanted is str and not isinstance(value, str):

@@ -28,6 +28,7 @@ from seqagg.cache_pieces import SUFFIXES
 from seqagg.errors import CacheError
 from seqagg.files import atomic_write, only_one
 from seqagg.frozen.named import Block, Ints
+from seqagg.parsing import parse_json
 from seqagg.songs import Songs
 
 Floats = npt.NDArray[np.float32]
@@ -230,8 +231,8 @@ class Store:
                 temporary.write_text(json.dumps(self._header), encoding="utf-8")
             return
         try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+            there = parse_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
             raise CacheError(f"is damaged: {error}; remove its folder", file=path) from None
         if there != self._header:
             raise CacheError(

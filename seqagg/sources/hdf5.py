@@ -133,7 +133,9 @@ def _check_text(dataset: Any, name: str, file: File) -> None:
         mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
         for piece in _pieces(dataset, data, name, file):
-            used = np.frombuffer(piece[: len(piece) - len(piece) % 16], _REFERENCE)
+            used = np.frombuffer(
+                piece[: len(piece) // _REFERENCE.itemsize * _REFERENCE.itemsize], _REFERENCE
+            )
             used = used[used["n_bytes"] > 0]
             fine = not len(used) or int(used["n_bytes"].max()) <= len(data)
             for address in np.unique(used["address"]).tolist():

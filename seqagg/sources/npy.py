@@ -119,7 +119,7 @@ class NpyMember:
         except KeyError:
             raise self._wrong("is of a version of the format that is not known") from None
         except (ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError) as error:
-            raise self._wrong(f"is no NumPy array: {str(error)[:200]}") from None
+            raise self._wrong(f"is no NumPy array: {error}") from None
         if bool in map(type, self.shape):  # which to Python are whole numbers, but not to NumPy
             raise self._wrong(f"is no NumPy array: of shape {self.shape}")
         arrays.check_dtype(self.dtype, name, file)
