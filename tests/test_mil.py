@@ -14,7 +14,7 @@ import seqagg
 from seqagg.aggregators.batches import Batches
 from seqagg.aggregators.mil import MILAggregator, PooledNetwork
 from seqagg.aggregators.network import network_scores
-from seqagg.aggregators.pooling import POOLINGS
+from seqagg.aggregators.pooling import POOLINGS, make_pooling
 from seqagg.errors import ModelFileError, ParameterError, SongError
 
 FAST: dict[str, Any] = {"epochs": 3, "hidden_size": 8}
@@ -58,7 +58,7 @@ def test_poolings_by_hand(kind: str) -> None:
     lengths = [4, 1, 3]
     scores = rng.normal(size=(3, 4, 2)).astype(np.float32)
     inside = torch.arange(4) < torch.tensor(lengths)[:, None]
-    pooling = POOLINGS[kind](2) if kind in ("attention", "auto") else POOLINGS[kind]()
+    pooling = make_pooling(kind, 2)
     for padding in (0.0, 7.0):
         padded = torch.tensor(scores).masked_fill(~inside[:, :, None], padding)
         found = pooling(padded, inside[:, :, None]).detach().numpy()
@@ -70,7 +70,7 @@ def test_poolings_by_hand(kind: str) -> None:
 @pytest.mark.parametrize("kind", POOLINGS)
 @pytest.mark.parametrize("level", [-80.0, 80.0])
 def test_poolings_stay_finite_where_frames_are_sure(kind: str, level: float) -> None:
-    pooling = POOLINGS[kind](2) if kind in ("attention", "auto") else POOLINGS[kind]()
+    pooling = make_pooling(kind, 2)
     scores = torch.full((1, 5, 2), level, requires_grad=True)
     found = pooling(scores, torch.ones(1, 5, 1, dtype=torch.bool))
     assert torch.isfinite(found).all()
@@ -82,7 +82,7 @@ def test_poolings_stay_finite_where_frames_are_sure(kind: str, level: float) -> 
 def test_auto_pool_between_mean_and_maximum() -> None:
     scores = torch.tensor([[[1.0], [3.0], [2.0]]])
     inside = torch.ones(1, 3, 1, dtype=torch.bool)
-    pooling = POOLINGS["auto"](1)
+    pooling = make_pooling("auto", 1)
     for alpha, wanted in ((0.0, 2.0), (60.0, 3.0), (-60.0, 1.0)):
         pooling.alpha.data.fill_(alpha)
         assert pooling(scores, inside).item() == pytest.approx(wanted, abs=1e-5)
@@ -153,7 +153,7 @@ def test_padding_never_enters_the_frame_network() -> None:
             return frames
 
     songs = songs_of(5, 0)
-    network = PooledNetwork(Spy(), POOLINGS["average"](), 1.0, (3,))
+    network = PooledNetwork(Spy(), make_pooling("average", 1), 1.0, (3,))
     network_scores(network, Batches(songs, torch.device("cpu")), np.arange(5), 3)
     assert sum(seen) == len(songs.values)
 

@@ -162,10 +162,12 @@ class NetworkAggregator(Aggregator):
             with steps(title, sum(self._n_epochs(turn.n_songs) for turn in turns)) as step:
                 self.history_ = self._train_here(networks, batches, y, turns, step)
         after, _ = self._scores_held_out(networks, folds, batches, team)
-        losses = [calibrated_losses(scores[tried], y[tried]) for scores in (before, after)]
         # The best of many epochs on few songs is better than the first by chance alone.
-        own_groups = np.unique(groups[tried], return_inverse=True)[1]
-        self._untrained = bool(tried.any()) and about_equal(losses[0], losses[1], own_groups)
+        self._untrained = bool(tried.any()) and about_equal(
+            calibrated_losses(before[tried], y[tried]),
+            calibrated_losses(after[tried], y[tried]),
+            groups[tried],
+        )
         if self._untrained:
             after = before
             for network, state in zip(networks, start, strict=True):
@@ -193,7 +195,7 @@ class NetworkAggregator(Aggregator):
         """Train in threads, or as one of a team."""
         stage = current_stage()  # here: the threads of the networks know of none
         tasks = [
-            partial(self._train, network.to(batches.device), batches, y, turn, step, stage)
+            partial(self._train, network, batches, y, turn, step, stage)
             for network, turn in zip(networks, turns, strict=True)
         ]
         in_turn = not self._has_own_chance() or turns[0].team.size > 1
