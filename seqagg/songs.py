@@ -208,6 +208,9 @@ class Songs:
                 raise SongError(f"{len(field)} {name} for {n} songs")
         if self.start is not None and len(self.start) != len(self.values):
             raise SongError(f"{len(self.start)} frame starts for {len(self.values)} frames")
+        if self.start is not None and np.isinf(self.start).any():
+            song, frame = self._place_of(int(np.argmax(np.isinf(self.start))))
+            raise SongError(f"frame {frame} starts at no 32-bit number of seconds", song=song)
         if _is_arrow(self._ids) and len(self._ids.unique()) < n:
             _refuse_duplicates(self.ids, "song")
         elif isinstance(self._ids, np.ndarray):
@@ -223,16 +226,20 @@ class Songs:
         else:
             bad = np.isinf(self.values).any(axis=1)
             what = "an infinite logit"
-        frame = int(np.argmax(bad))
-        song = int(np.searchsorted(self.offsets, frame, side="right")) - 1
-        row = self.values[frame]
+        row = self.values[int(np.argmax(bad))]
+        song, frame = self._place_of(int(np.argmax(bad)))
         wrong = np.isinf(row) if self.kind == "logit" else (row < 0) | (row > 1)
         column = int(np.argmax(wrong))
         raise SongError(
-            f"frame {frame - self.offsets[song]} has {what}: {row[column]}",
-            song=str(self.ids[song]),
+            f"frame {frame} has {what}: {row[column]}",
+            song=song,
             column=str(column) if self.columns is None else self.columns[column],
         )
+
+    def _place_of(self, frame: int) -> tuple[str, int]:
+        """Name of the song of one of all frames, and which of its own it is."""
+        song = int(np.searchsorted(self.offsets, frame, side="right")) - 1
+        return str(self.ids[song]), frame - int(self.offsets[song])
 
     @property
     def ids(self) -> Array:
@@ -451,11 +458,8 @@ def _shown(value: Any) -> str:
 
 
 def _float32(start: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    with np.errstate(over="ignore"):
-        narrow = np.ascontiguousarray(start, dtype=np.float32)
-    if np.isinf(narrow).any() and not np.isinf(start).any():
-        raise SongError("a frame's start is beyond 32-bit numbers")
-    return narrow
+    with np.errstate(over="ignore"):  # what is too large is refused with what is infinite
+        return np.ascontiguousarray(start, dtype=np.float32)
 
 
 def _int32(fold: npt.ArrayLike) -> npt.NDArray[np.int32]:

@@ -239,6 +239,12 @@ class TestConstruction:
             Songs.from_arrays(arrays, ids=["p", "q", "r"], columns=["a", "b"], kind=kind)
         assert (info.value.song, info.value.column, info.value.file) == ("r", "b", None)
 
+    @pytest.mark.parametrize("seconds", [np.inf, -np.inf, 1e39])
+    def test_an_impossible_start_is_named(self, seconds: float) -> None:
+        arrays, start = [np.zeros((2, 2)), np.zeros((3, 2))], [[0.0, 1.0], [0.0, seconds, np.nan]]
+        with pytest.raises(SongError, match=r"^song 'q': frame 1 starts at no 32-bit number"):
+            Songs.from_arrays(arrays, ids=["p", "q"], start=start)
+
     @pytest.mark.parametrize("kind", ["probability", "logit", "log_odds"])
     def test_a_missing_frame_is_no_impossible_score(self, kind: str) -> None:
         s = Songs([[np.nan, 0.5], [0.5, 0.5]], [0, 2], kind=kind)

@@ -6,8 +6,8 @@
 Runs `fuzz`, `faults`, `endurance` and `minimal`, each in a process of its own, and keeps what they
 count in ``reliability.parquet``: one number per row, with the columns part, case, metric, value.
 Each part is kept when it ends, and what is not run again (``--only``) stays as it was. The fuzzing
-goes on from its own file of counts until all inputs are done, or ``--seconds`` have passed: then
-what is done so far is kept. Predictions are a hundred times the fits.
+goes on from its counts in ``fuzz.json`` until all inputs are done, or ``--seconds`` have passed:
+then what is done so far is kept. Predictions are a hundred times the fits.
 """  # noqa: D400
 
 from __future__ import annotations
@@ -44,13 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made = parser(__doc__, NAME)
     made.add_argument("--inputs", type=int, default=10_000_000, help="of the fuzzing")
     made.add_argument("--seconds", type=float, help="of the fuzzing, this time; default: no limit")
-    made.add_argument(
-        "--state",
-        type=Path,
-        default=Path("build") / "fuzz" / "state.json",
-        metavar="FILE",
-        help="counts of the fuzzing, from which it goes on; default: build/fuzz/state.json",
-    )
     made.add_argument("--kills", type=int, default=200, help="of commands")
     made.add_argument("--fits", type=int, default=1000, help="of every method")
     made.add_argument("--jobs", type=int, default=1, help="processes of the fuzzing")
@@ -65,7 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = made.parse_args(arguments)
     if options.quick:
         options.inputs, options.kills, options.fits = 1000, 4, 10
-        options.state = options.state.with_name("quick.json")
     path = folder(options) / f"{NAME}.parquet"
     failed = False
     for part in options.only:
@@ -80,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(part: str, options: argparse.Namespace) -> tuple[Any, bool]:
     """What a part says in JSON, None if it fell, and whether something is wrong."""
     fuzz = {"inputs": options.inputs, "jobs": options.jobs, "seed": options.seed}
-    fuzz |= {"state": options.state, "seconds": options.seconds or math.inf}
+    fuzz |= {"state": folder(options) / "fuzz.json", "keep": Path("build") / "fuzz"}
+    fuzz |= {"seconds": options.seconds or math.inf}
     given = {
         "fuzz": [
             "--json",
