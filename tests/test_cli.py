@@ -613,6 +613,7 @@ def test_settings_and_seed(cache):
     ("setting", "words"),
     [
         ("depth=3", "method 'hmm' has no parameter depth; it has covariance_type, "),
+        ("n_iter=" + "[" * 1500, "is not a whole number"),
         ("n_iter=many", "n_iter=many is not a whole number"),
         ("n_iter=1.5", "n_iter=1.5 is not a whole number"),
         ("n_iter=true", "n_iter=true is not a whole number"),
