@@ -21,6 +21,7 @@ import seqagg.aggregators.batches
 from seqagg import GRUAggregator, MeanLogOdds, Songs, load
 from seqagg.aggregators.batches import Batches
 from seqagg.aggregators.gru import SongNetwork
+from seqagg.aggregators.recurrent import mean_and_highest
 from seqagg.aggregators.start import AverageStart
 from seqagg.errors import ParameterError
 from seqagg.kernels.gru import pooled_states
@@ -217,6 +218,47 @@ class TestAgainstPyTorch:
             expected = reference_models.pooled_states_of_packed(gru, turned)
         assert_allclose(np.hstack([mean, highest]), expected, rtol=1e-5, atol=2e-6)
 
+    @pytest.mark.parametrize("loud", [1.0, 10.0])
+    @pytest.mark.parametrize("backwards", [False, True])
+    def test_compiled_slopes(self, backwards: bool, loud: float) -> None:
+        """Those that autograd finds through packed songs; also of units that are full."""
+        generator = torch.Generator().manual_seed(2)
+        gru = nn.GRU(3, 20, batch_first=True)
+        for parameter in gru.parameters():
+            nn.init.normal_(parameter, std=0.4, generator=generator)
+        songs = [loud * torch.randn(n, 3, generator=generator) for n in (40, 1, 7, 7, 90, 2)]
+        frames = pad_sequence(songs, batch_first=True, padding_value=5.0)
+        lengths = torch.tensor([len(song) for song in songs])
+        weight = torch.randn(6, 40, generator=generator)
+
+        def slopes(pooled: Tensor) -> list[Tensor]:
+            return list(torch.autograd.grad((weight * pooled).sum(), list(gru.parameters())))
+
+        found = torch.hstack(mean_and_highest(gru, frames, lengths, backwards=backwards))
+        turned = [song.flip(0) if backwards else song for song in songs]
+        expected = reference_models.pooled_states_of_packed(gru, turned)
+        assert_allclose(found.detach(), expected.detach(), rtol=1e-5, atol=2e-6)
+        for own, theirs in zip(slopes(found), slopes(expected), strict=True):
+            assert_allclose(own, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+    @pytest.mark.parametrize("n_songs", [1, 3])
+    def test_slopes_of_songs_of_one_frame(self, n_songs: int) -> None:
+        gru, frames = nn.GRU(3, 4, batch_first=True), torch.randn(n_songs, 1, 3)
+        ones = torch.ones(n_songs, dtype=torch.int64)
+        mean, highest = mean_and_highest(gru, frames, ones, backwards=False)
+        found = torch.autograd.grad((mean + 2 * highest).sum(), list(gru.parameters()))
+        expected = torch.autograd.grad(3 * gru(frames)[0].sum(), list(gru.parameters()))
+        for own, theirs in zip(found, expected, strict=True):
+            assert_allclose(own, theirs, rtol=1e-5, atol=1e-6)
+
+    def test_slopes_along_frames_are_pytorchs(self) -> None:
+        """Whoever puts a network before the GRU can train both."""
+        gru, frames = nn.GRU(3, 4, batch_first=True), torch.randn(2, 5, 3, requires_grad=True)
+        mean, highest = mean_and_highest(gru, frames, torch.tensor([5, 3]), backwards=True)
+        (found,) = torch.autograd.grad((mean + highest).sum(), frames)
+        assert found[0].abs().min() > 0
+        assert found[1, 3:].abs().max() == 0
+
     @pytest.mark.parametrize("bidirectional", [True, False])
     def test_with_gradients_and_without(self, bidirectional: bool) -> None:
         network, songs = new_network(bidirectional=bidirectional), random_songs()
@@ -278,7 +320,7 @@ class TestNoise:
         network = new_network().train()
         network.noise.deviation = 0.0
         heard: list[Tensor] = []
-        network.forwards.register_forward_pre_hook(lambda _, args: heard.append(args[0]))
+        network.noise.register_forward_pre_hook(lambda _, args: heard.append(args[0]))
         frames = torch.randn(2000, 4, 3, generator=torch.Generator().manual_seed(0))
         lengths = torch.full((2000,), 4)
         with torch.random.fork_rng(devices=[]):

@@ -23,6 +23,7 @@ from seqagg.aggregators.network import (
     check_range,
     mean_probability,
 )
+from seqagg.aggregators.recurrent import mean_and_highest
 from seqagg.aggregators.start import (
     CLIP,
     LEAST_PROBABILITY,
@@ -34,7 +35,6 @@ from seqagg.aggregators.start import (
 from seqagg.aggregators.team import Dropout, Noise
 from seqagg.averages import Averages, RunningAverages, WholeSongs
 from seqagg.errors import ParameterError
-from seqagg.kernels.gru import pooled_states
 from seqagg.songs import Songs
 from seqagg.streaming import Memory
 from seqagg.threads import one_thread_each
@@ -129,12 +129,12 @@ class SongNetwork(nn.Module):
         average = (frames * inside).sum(dim=1) / count  # (n_songs, n_columns)
         x = self._standardized(frames)
         x = self.noise(x + self.shift(torch.zeros_like(x[:, :1])))
-        if torch.is_grad_enabled() or x.device.type != "cpu" or self.forwards.num_layers > 1:
-            pooled = self._pooled_states(x, lengths, inside)
-        else:
-            pooled = self._compiled_states(x, lengths)
+        heard = [mean_and_highest(self.forwards, x, lengths, backwards=False)]
+        if self.backwards is not None:
+            heard.append(mean_and_highest(self.backwards, x, lengths, backwards=True))
+        means, highest = zip(*heard, strict=True)
         probability = mean_probability(frames, inside, count) if self.share > 0 else None
-        return self.judge(average, probability, torch.cat(pooled, dim=1))
+        return self.judge(average, probability, torch.cat([*means, *highest], dim=1))
 
     def judge(self, average: Tensor, probability: Tensor | None, pooled: Tensor) -> Tensor:
         """Score songs by what was heard of them.
@@ -175,40 +175,6 @@ class SongNetwork(nn.Module):
 
     def _standardized(self, frames: Tensor) -> Tensor:
         return ((frames - self.center) / self.spread).clamp(-CLIP, CLIP)
-
-    def _pooled_states(self, x: Tensor, lengths: Tensor, inside: Tensor) -> list[Tensor]:
-        """Mean state of each direction, then highest, shape (n_songs, hidden) each."""
-        heard = [(self.forwards, x)]
-        if self.backwards is not None:
-            # Each song's own frames backwards: a padded bidirectional GRU would start in the
-            # padding. Pooling does not ask for the order, so it is not turned round again.
-            steps_ = torch.arange(x.shape[1], device=x.device)
-            back = (lengths[:, None] - 1 - steps_).clamp(min=0)  # (n_songs, longest)
-            heard.append((self.backwards, x.gather(1, back[:, :, None].expand_as(x))))
-        means, highest = [], []
-        for gru, frames in heard:  # pooled one by one: to join all states first is to copy them
-            h = gru(frames)[0]  # (n_songs, longest, hidden)
-            means.append((h * inside).sum(dim=1) / lengths[:, None])
-            highest.append(h.masked_fill(~inside, -1.0).amax(dim=1))  # states are above -1
-        return [*means, *highest]
-
-    def _compiled_states(self, x: Tensor, lengths: Tensor) -> list[Tensor]:
-        """Do the same without gradients, in a third of the time."""
-        values, counts = x.flatten(0, 1).numpy(), lengths.numpy()
-        first = np.arange(len(counts)) * x.shape[1]
-        directions = [self.forwards] if self.backwards is None else [self.forwards, self.backwards]
-        found = [
-            pooled_states(
-                [weight.numpy() for weight in gru.all_weights[0]],
-                values,
-                first,
-                counts,
-                backwards=gru is self.backwards,
-            )
-            for gru in directions
-        ]
-        means, highest = zip(*found, strict=True)
-        return [torch.from_numpy(array) for array in (*means, *highest)]
 
 
 class GRUAggregator(NetworkAggregator):

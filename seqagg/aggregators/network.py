@@ -289,7 +289,7 @@ class NetworkAggregator(Aggregator):
         self, network: nn.Module, batches: Batches, turn: Turn, history: History
     ) -> Training:
         optimizer = torch.optim.AdamW(
-            network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+            network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
         )
         n_steps = self._n_epochs(turn.n_songs) * self._n_batches(turn.n_songs)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
