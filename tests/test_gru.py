@@ -32,12 +32,13 @@ Floats = npt.NDArray[np.float64]
 
 LENGTHS = (7, 1, 12, 2, 7)
 
-QUICK: dict[str, Any] = {"epochs": 3, "hidden_size": 8, "n_folds": 2}
+QUICK: dict[str, Any] = {"epochs": 3, "hidden_size": 8, "n_folds": 2, "n_repeats": 1}
 LEARNS_ORDER: dict[str, Any] = {
     "epochs": 20,
     "hidden_size": 16,
     "min_crop": 0.8,
     "n_folds": 2,
+    "n_repeats": 1,
     "batch_size": 8,
 }
 
@@ -240,6 +241,20 @@ class TestAgainstPyTorch:
         assert_allclose(found.detach(), expected.detach(), rtol=1e-5, atol=2e-6)
         for own, theirs in zip(slopes(found), slopes(expected), strict=True):
             assert_allclose(own, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+    def test_units_that_are_full_from_the_first_frame(self) -> None:
+        """Their states are 1 and -1 to the last bit."""
+        gru = nn.GRU(1, 2, batch_first=True)
+        with torch.no_grad():
+            for parameter in gru.parameters():
+                parameter.zero_()
+            gru.bias_ih_l0[:] = torch.tensor([0.0, 0, -200, -200, 100, -100])
+        frames = torch.zeros(3, 5, 1)
+        mean, highest = mean_and_highest(gru, frames, torch.tensor([5, 3, 1]), backwards=False)
+        for found in (mean, highest):
+            assert_array_equal(found.detach(), [[1, -1]] * 3)
+        slopes = torch.autograd.grad((mean + highest).sum(), list(gru.parameters()))
+        assert all(torch.isfinite(slope).all() for slope in slopes)
 
     @pytest.mark.parametrize("n_songs", [1, 3])
     def test_slopes_of_songs_of_one_frame(self, n_songs: int) -> None:
@@ -529,7 +544,7 @@ class TestLearning:
 
     def test_the_scale_at_the_start_is_the_best_for_the_songs_learnt_from(self) -> None:
         songs = songs_of_noise(40, 0)
-        settings = {"epochs": 1, "hidden_size": 4, "learning_rate": 1e-8}
+        settings = {"epochs": 1, "hidden_size": 4, "n_repeats": 1, "learning_rate": 1e-8}
         (network,) = GRUAggregator(**settings).fit(songs, groups=["all"] * 40).networks_
         share = float(network.share)
         mean = [reference.mixed_average(array.tolist(), share) for array in frames_of(songs)]
@@ -636,7 +651,12 @@ class TestPasses:
     def test_patience_ends_halfway(self) -> None:
         """Steps too small to gain anything."""
         model = GRUAggregator(
-            hidden_size=1, n_folds=1, batch_size=64, learning_rate=1e-8, bidirectional=False
+            hidden_size=1,
+            n_folds=1,
+            n_repeats=1,
+            batch_size=64,
+            learning_rate=1e-8,
+            bidirectional=False,
         ).fit(order_songs(13))
         (history,) = model.history_
         best = min(range(len(history)), key=lambda i: history[i]["held_out"])
@@ -646,7 +666,7 @@ class TestPasses:
 class TestHistory:
     def test_complete(self) -> None:
         model = GRUAggregator(epochs=5, patience=9, hidden_size=8, n_folds=3).fit(order_songs(30))
-        assert len(model.networks_) == len(model.history_) == 3
+        assert len(model.networks_) == len(model.history_) == 3 * model.n_repeats == 6
         for history in model.history_:
             assert [row["epoch"] for row in history] == list(range(6))
             assert all(set(row) == {"epoch", "crops", "held_out"} for row in history)
@@ -668,7 +688,7 @@ class TestHistory:
         assert lines[0].startswith("2 networks")
         for number, (line, history) in enumerate(zip(lines[1:], model.history_, strict=True)):
             losses = [row["held_out"] for row in history]
-            assert line.startswith(f"fold {number}: ")
+            assert line.startswith(f"network {number}: ")
             assert line.endswith(f"held-out loss {losses[0]:.3f} -> {min(losses):.3f}")
 
     def test_training_lowers_the_loss(self) -> None:
@@ -689,7 +709,13 @@ class TestHistory:
             frames_of(songs) * 5, columns=COLUMNS, labels=songs.labels.tolist() * 5
         )
         model = GRUAggregator(
-            base="none", n_folds=1, epochs=8, hidden_size=8, learning_rate=0.1, dropout=0.0
+            base="none",
+            n_folds=1,
+            n_repeats=1,
+            epochs=8,
+            hidden_size=8,
+            learning_rate=0.1,
+            dropout=0.0,
         ).fit(copies)
         (history,) = model.history_
         scores_ = model.decision_function(songs).tolist()

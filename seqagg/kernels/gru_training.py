@@ -139,7 +139,7 @@ def _forwards(x, starts, inner, across, bias, memory_bias, gates, memory, states
     np.dot(x, inner, gates)
     n_units = states.shape[1]
     zeros = np.zeros((starts[1], n_units), x.dtype)
-    highest = np.full((starts[1], n_units), np.float32(-1))
+    highest = np.full((starts[1], n_units), np.float32(-np.inf))  # a state that is full is -1
     for t in range(len(starts) - 1):
         begin, end = starts[t], starts[t + 1]
         n = end - begin
