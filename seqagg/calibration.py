@@ -29,11 +29,16 @@ import numpy.typing as npt
 import scipy.optimize  # as a module, so that `seqagg.__main__` may import it later
 from scipy.special import expit, logit
 
+from seqagg.folds import grouped_folds
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 AVERAGING_ERRORS = 2.0
 """Standard errors by which a mix must beat averaging: who switches should not regret it."""
+
+_FOLDS = 5
+"""In which weights are held out that shall not be judged by the songs they were fitted to."""
 
 _RANGE = 10.0
 """The log of the inverse temperature is sought within plus and minus this."""
@@ -228,7 +233,12 @@ def _first_biases(y: Ints) -> Floats:
 
 
 def fit_mixture_weights(
-    parts: Floats, y: Ints, around: Floats, *, calibrated: bool = False
+    parts: Floats,
+    y: Ints,
+    around: Floats,
+    *,
+    calibrated: bool = False,
+    counts: Floats | None = None,
 ) -> tuple[Floats, float]:
     """Weights of a log-linear mix that make the labels likeliest.
 
@@ -247,6 +257,8 @@ def fit_mixture_weights(
         Where the weights are without evidence.
     calibrated : bool
         Whether log-odds are to be mixed as they are, without a bias.
+    counts : ndarray of shape (n_songs,), optional
+        How often each song counts. Where that is less than 0, the loss need not be convex.
 
     Returns
     -------
@@ -266,6 +278,8 @@ def fit_mixture_weights(
     spread = parts.std(axis=(1, 2))
     says = spread > 1e-12 * size  # else nothing but rounding is left
     unit = 1 / np.where(says, spread, 1.0)
+    counts = np.ones(len(y)) if counts is None else counts
+    n_songs = counts.sum()
     scaled = parts * np.where(says, unit, 0.0)[:, None, None]
 
     def cost(theta: Floats) -> tuple[float, Floats]:
@@ -277,14 +291,40 @@ def fit_mixture_weights(
             bias, prior_of_biases, pull = _biases(own)
             mix, prior = mix + bias, prior + prior_of_biases
         found = normalize(mix, multilabel)
-        surplus = _surplus(found, y)
+        surplus = _surplus(found, y) * counts[:, None]
         slope = np.tensordot(scaled, surplus, axes=([1, 2], [0, 1])) + unit * off
         if biased:
             slope = np.concatenate([slope, _slope(surplus) + pull])
-        return (song_losses(found, y).sum() + prior) / len(y), slope / len(y)
+        return (song_losses(found, y) @ counts + prior) / n_songs, slope / n_songs
 
     own = _first_biases(y) if biased else np.empty(0)
     bounds = [*[(0, None)] * n_parts, *[(None, None)] * len(own)]
     start = np.concatenate([around / unit, own])
     best = scipy.optimize.minimize(cost, start, jac=True, method="L-BFGS-B", bounds=bounds)
     return np.asarray(best.x[:n_parts] * unit), float(best.fun)
+
+
+def unseen_losses(parts: Floats, y: Ints, groups: Ints, around: Floats, seed: int) -> Floats:
+    """Losses of songs by a mix whose weights and calibration were fitted to other songs.
+
+    Parameters
+    ----------
+    parts, y, around
+        As `fit_mixture_weights` has them.
+    groups : ndarray of int, shape (n_songs,)
+        Songs of a group are held out together.
+    seed : int
+        Of the folds.
+
+    Returns
+    -------
+    ndarray of shape (n_songs,)
+        In nats; infinite where no song can be held out.
+    """
+    losses = np.full(len(y), np.inf)
+    for learn, held in grouped_folds(y, groups, _FOLDS, seed):
+        weights, _ = fit_mixture_weights(parts[:, learn], y[learn], around)
+        mix = np.tensordot(weights, parts, axes=1)
+        beta, bias = fit_calibration(mix[learn], y[learn])
+        losses[held] = song_losses(normalize(beta * mix[held] + bias, y.ndim == 2), y[held])
+    return losses

@@ -22,7 +22,9 @@ from seqagg.calibration import (
     prior_scores,
     smoothed_prior,
     song_losses,
+    unseen_losses,
 )
+from seqagg.folds import grouped_folds
 from tests.reference_models import logistic_prior, loss_of_mix, loss_of_several
 
 Floats = npt.NDArray[np.float64]
@@ -204,6 +206,26 @@ class TestMixture:
         weights, _ = fit_mixture_weights(np.zeros((2, 10, 3)), np.arange(10) % 3, around)
         assert_allclose(weights, around, rtol=1e-9)
 
+    def test_a_song_that_counts_twice(self) -> None:
+        parts, y = random_parts(40, (1.0, 2.0))
+        counts = np.where(np.arange(40) < 10, 2.0, 1.0)
+        twice = np.concatenate([np.arange(40), np.arange(10)])
+        found, loss = fit_mixture_weights(parts, y, np.ones(2), counts=counts)
+        expected, expected_loss = fit_mixture_weights(parts[:, twice], y[twice], np.ones(2))
+        assert_allclose(found, expected, rtol=1e-3)
+        assert loss == pytest.approx(expected_loss, rel=1e-6)
+
+    def test_a_song_that_counts_against(self) -> None:
+        """With a copy that counts -1 beside one that counts 2, all is as with one alone."""
+        parts, y = random_parts(40, (1.0, 2.0))
+        counts = np.repeat([2.0, -1.0], 40)
+        found, loss = fit_mixture_weights(
+            np.concatenate([parts, parts], axis=1), np.tile(y, 2), np.ones(2), counts=counts
+        )
+        expected, expected_loss = fit_mixture_weights(parts, y, np.ones(2))
+        assert_allclose(found, expected, rtol=1e-3)
+        assert loss == pytest.approx(expected_loss, rel=1e-6)
+
     def test_a_constant_per_song_and_part_changes_nothing(self) -> None:
         parts, y = random_parts(40, (1.0, 1.0))
         shifted = parts + np.random.default_rng(1).normal(0, 100, (2, 40, 1))
@@ -218,6 +240,38 @@ class TestMixture:
         fit_mixture_weights(parts, y, around)
         assert_array_equal(parts, before)
         assert around.tolist() == [1, 1]
+
+
+class TestUnseenLosses:
+    def test_each_song_by_what_was_fitted_to_others(self) -> None:
+        parts, y = random_parts(31, (1.0, 2.0))
+        groups, around = np.arange(31) // 2, np.array([0.0, 1.0])
+        found = unseen_losses(parts, y, groups, around, 3)
+        for learn, held in grouped_folds(y, groups, 5, 3):
+            weights, _ = fit_mixture_weights(parts[:, learn], y[learn], around)
+            mix = sum(w * part for w, part in zip(weights, parts, strict=True))
+            beta = fit_inverse_temperature(mix[learn], y[learn])
+            p = softmax(beta * mix[held], axis=1)
+            expected = [-math.log(row[k]) for row, k in zip(p, y[held], strict=True)]
+            assert_allclose(found[held], expected, rtol=1e-9)
+
+    def test_weights_of_noise_gain_nothing(self) -> None:
+        """Fitted to the songs that judge them, they would."""
+        gains = np.zeros(2)
+        for seed in range(20):
+            scores, y = random_scores(30, 1.0, seed)
+            noise = np.random.default_rng([seed, 1]).normal(size=(6, *scores.shape))
+            parts, around = np.stack([scores, *noise]), np.eye(7)[0]
+            _, own = fit_mixture_weights(parts, y, around)
+            alone = unseen_losses(scores[None], y, np.arange(30), np.ones(1), 0).mean()
+            other = unseen_losses(parts, y, np.arange(30), around, 0).mean()
+            gains += alone - np.array([own, other])
+        assert gains[0] > 0 > gains[1]
+
+    def test_nothing_to_hold_out(self) -> None:
+        parts, y = random_parts(10, (1.0, 1.0))
+        losses = unseen_losses(parts, y, np.zeros(10, np.int64), np.ones(2), 0)
+        assert np.isinf(losses).all()
 
 
 def random_log_odds(n: int, scale: float = 1.0, seed: int = 0) -> tuple[Floats, Ints]:

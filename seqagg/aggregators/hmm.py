@@ -42,6 +42,7 @@ from seqagg.calibration import (
     calibrated_losses,
     fit_mixture_weights,
     prior_scores,
+    unseen_losses,
 )
 from seqagg.checkpoints import current_stage
 from seqagg.errors import ModelFileError, ParameterError
@@ -329,8 +330,12 @@ class HMMAggregator(Aggregator):
         means = [float(loss.mean()) for loss in losses]
         lowest = losses[int(np.argmin(means))]
         best = next(i for i, loss in enumerate(losses) if about_equal(loss, lowest, groups))
-        averaged = calibrated_losses(averages, y)
-        if not about_equal(averaged, losses[best], groups, AVERAGING_ERRORS):
+        # A few weights fit a few songs by chance alone, so here they are fitted to others.
+        mixed, averaged = (
+            unseen_losses(parts, y, groups, around, self.random_state)
+            for parts, around in ((mixes[best], averaging), (averages[None], np.ones(1)))
+        )
+        if not about_equal(averaged, mixed, groups, AVERAGING_ERRORS):
             self.weights_ = weights[best]
         return best, means
 

@@ -240,7 +240,7 @@ class StackingAggregator(Aggregator):
         *,
         classifier: ClassifierMixin | None = None,
         n_parts: int = 4,
-        n_folds: int = 3,
+        n_folds: int = 5,
         random_state: int = 0,
         on_empty: OnEmpty = "error",
     ) -> None:
@@ -287,7 +287,8 @@ class StackingAggregator(Aggregator):
                 i, (_, held), _ = tries[name]
                 stacked[i, held] = found["scores"]
                 step("")
-            self.weights_ = np.array([1.0, 0.0])
+            # With nothing to hold out there is nothing to say for the classifier.
+            self.weights_ = np.array([0.0, 1.0])
             best = 0
             if folds:
                 best = self._choose(stacked, averages, y, groups)
