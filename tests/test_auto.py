@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import softmax
 from sklearn.metrics import log_loss
 
 from seqagg import Songs, load
@@ -138,6 +139,28 @@ class TestChoice:
         model = auto("stack").fit(songs)
         losses = [float(line.split()[3]) for line in model.fit_report_.splitlines()[:3]]
         assert min(losses) > 0.9 * math.log(3)
+
+    def test_the_loss_of_a_method_that_averages_models_is_that_of_all(self) -> None:
+        """Two networks of ten have not heard a song; what the other eight add is foreseen."""
+        songs = order_songs(60)
+        model = AutoAggregator(methods=("gru",), parameters={"gru": {"epochs": 30}}).fit(songs)
+        gru = model.candidates_["gru"]
+        votes = gru._votes.scores
+        assert votes.shape == (2, 60, 3)
+        in_order = model.classes_[model._class_order]
+        names = [str(c) for c in in_order[gru.classes_[gru._class_order]]]
+
+        def loss(scores: Floats) -> float:
+            p = softmax(gru.inverse_temperature_ * scores, axis=1)
+            order = np.argsort(names)
+            return float(log_loss(songs.labels, p[:, order], labels=sorted(names)))
+
+        pair = loss(votes.mean(axis=0))
+        share = (1 / 2 - 1 / 10) / (1 - 1 / 2)
+        expected = (1 + share) * pair - share * (loss(votes[0]) + loss(votes[1])) / 2
+        assert expected < pair
+        (line,) = (x for x in model.fit_report_.splitlines() if x.startswith("gru:"))
+        assert float(line.split()[3]) == pytest.approx(expected, abs=6e-5)
 
     def test_the_seed_reaches_every_method(self) -> None:
         model = auto("hmm", "stack", random_state=7).fit(order_songs(30))

@@ -249,7 +249,7 @@ def test_an_interrupted_aggregator_is_not_fitted(monkeypatch: pytest.MonkeyPatch
     epoch = GRUAggregator._train_epoch
 
     def interrupted(self: Any, training: Any, *rest: Any) -> float:
-        if len(training.history) == 3:
+        if len(training.record.history) == 3:
             raise KeyboardInterrupt
         return epoch(self, training, *rest)
 

@@ -184,9 +184,9 @@ class TestLessons:
         spy.share = lessons.share  # type: ignore[attr-defined]
         sample = learnable(sample_songs(folder, manifest, n_songs=80))
         with hearing(spy):  # type: ignore[arg-type]
-            model = GRUAggregator(epochs=2, patience=2, hidden_size=2, n_folds=2, n_jobs=1).fit(
-                sample
-            )
+            model = GRUAggregator(
+                epochs=2, patience=2, hidden_size=2, n_folds=2, n_repeats=1, n_jobs=1
+            ).fit(sample)
         assert len(told) == 4 == sum(len(history) - 1 for history in model.history_)
         for without, found in told:
             assert len(found) > 20
@@ -203,7 +203,9 @@ class TestLessons:
         folder, manifest = in_shards(songs[songs.groups == "one"], tmp_path / "songs")
         lessons = other_samples(folder, manifest, n_songs=40)
         with hearing(lessons):
-            model = GRUAggregator(epochs=2, patience=2, hidden_size=2, n_folds=2).fit(songs)
+            model = GRUAggregator(epochs=2, patience=2, hidden_size=2, n_folds=2, n_repeats=1).fit(
+                songs
+            )
         assert [len(history) for history in model.history_] == [3, 3]
         assert np.isfinite([row["crops"] for rows in model.history_ for row in rows[1:]]).all()
 

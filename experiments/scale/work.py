@@ -50,7 +50,7 @@ def draw(n_songs: int, seed: int = 0) -> Iterator[Songs]:
 def fit(method: str, path: Path) -> None:
     """A model whose labelling costs what that of a model learnt for longer costs."""
     songs = next(draw(500, seed=1))
-    made = MeanLogOdds() if method == "logodds" else GRUAggregator(epochs=1, n_folds=3)
+    made = MeanLogOdds() if method == "logodds" else GRUAggregator(epochs=1, n_folds=3, n_repeats=1)
     made.fit(songs).save(path)
 
 

@@ -4,7 +4,8 @@ Conventions
 -----------
 Every candidate judges the training songs by models that had not seen them; the candidates are
 compared, and blended, on those held-out log probabilities, or with several labels per song
-log-odds, shape (n_songs, n_classes).
+log-odds, shape (n_songs, n_classes). A method that averages many models has fewer of them that had
+not seen a song; what the rest will add is told from how much two say more than one.
 """
 
 from __future__ import annotations
@@ -113,18 +114,35 @@ class AutoAggregator(Aggregator):
         # Labels by the names of the columns, so that the methods know which columns are classes.
         labels = y if y.ndim == 1 else [set(np.flatnonzero(row).tolist()) for row in y]
         fitted: dict[str, Aggregator] = {}
-        held_out: dict[str, Floats] = {}
         names = self._names()
         with steps("auto", len(names)) as step:
             candidates = [self._new(name) for name in names]
             for i, candidate in engine_in_use().run(_fit_one, (known, labels, groups), candidates):
                 fitted[names[i]] = candidate
-                held_out[names[i]] = self._spread(candidate, candidate._held_out)
                 step(names[i])
-        losses = {name: song_losses(p, y) for name, p in held_out.items()}
-        self.weights_ = self._choose(names, held_out, losses, y, groups)
+        panels, counts = self._panels({name: fitted[name] for name in names})
+        self.weights_ = self._choose(panels, counts, y, groups)
         self.candidates_ = {name: fitted[name] for name in self.weights_}
-        return self._blend(held_out)
+        return self._blend({name: panels[name][0] for name in self.weights_})
+
+    def _panels(self, fitted: Mapping[str, Aggregator]) -> tuple[dict[str, Floats], Floats]:
+        """What candidates say of held-out songs, and how much each panel of their models counts.
+
+        The first panel is everyone's mean vote; in the others, methods that average models have a
+        single vote each. Panels have shape (n_panels, n_songs, n_classes). Their counts, which sum
+        to 1, make of their losses that of all the models which judge a new song.
+        """
+        votes = {name: f._votes for name, f in fitted.items() if f._votes and f._votes.share > 0}
+        n_votes = max((len(v.scores) for v in votes.values()), default=0)
+        share = min((v.share for v in votes.values()), default=0.0)
+        counts = np.array([1 + share] + [-share / max(n_votes, 1)] * n_votes)
+        panels = {}
+        for name, candidate in fitted.items():
+            panels[name] = np.stack([self._spread(candidate, candidate._held_out)] * len(counts))
+            for i in range(n_votes if name in votes else 0):
+                scores = votes[name].scores
+                panels[name][1 + i] = self._normalized(candidate, scores[i % len(scores)])
+        return panels, counts
 
     def _named(self, songs: Songs) -> Songs:
         """Name the columns so that the methods know as much about them as this one."""
@@ -138,21 +156,19 @@ class AutoAggregator(Aggregator):
         return out
 
     def _choose(
-        self,
-        names: list[str],
-        held_out: Mapping[str, Floats],
-        losses: Mapping[str, Floats],
-        y: Ints,
-        groups: Ints,
+        self, panels: Mapping[str, Floats], counts: Floats, y: Ints, groups: Ints
     ) -> dict[str, float]:
         """Weights of the averages alone, or of the blend of all if that is clearly better."""
-        lines = [f"{name}: held-out loss {losses[name].mean():.4f} nats per song" for name in names]
+        names = list(panels)
+        losses = {name: self._losses(panels[name], counts, y).mean() for name in names}
+        lines = [f"{name}: held-out loss {losses[name]:.4f} nats per song" for name in names]
         baselines = [name for name in _BASELINES if name in names]
-        better = min(baselines, key=lambda name: losses[name].mean(), default=None)
-        weights, loss = self._try_blend(names, held_out, better, y, groups)
+        better = min(baselines, key=lambda name: losses[name], default=None)
+        weights, loss = self._try_blend(panels, counts, better, y, groups)
         lines.append(_describe("blend", weights, loss))
         if baselines:
-            averages, averaged = self._try_blend(baselines, held_out, better, y, groups)
+            means = {name: panels[name][:1] for name in baselines}
+            averages, averaged = self._try_blend(means, np.ones(1), better, y, groups)
             lines.append(_describe("averaging", averages, averaged))
             gain, error = paired_gain(averaged, loss, groups)
             # A blend of averages alone differs from averaging by rounding.
@@ -168,28 +184,31 @@ class AutoAggregator(Aggregator):
 
     def _try_blend(
         self,
-        names: list[str],
-        held_out: Mapping[str, Floats],
+        panels: Mapping[str, Floats],
+        counts: Floats,
         better: str | None,
         y: Ints,
         groups: Ints,
     ) -> tuple[dict[str, float], Floats]:
         """Weights of some candidates, and the loss of their blend on each song."""
-        parts = np.stack([held_out[name] for name in names])
+        names = list(panels)
+        parts = np.stack([panels[name] for name in names])
         around = np.array([float(name == better) for name in names])
-        found, _ = fit_mixture_weights(parts, y, around, calibrated=True)
+        found = _fit_weights(parts, counts, y, around)
         weights = dict(zip(names, found.tolist(), strict=True))
         weights = {n: w for n, w in weights.items() if w >= _LEAST_WEIGHT}
-        return weights or {better or names[-1]: 1.0}, self._blend_losses(parts, y, groups, around)
-
-    def _blend_losses(self, parts: Floats, y: Ints, groups: Ints, around: Floats) -> Floats:
-        """Loss of the blend on each song, by weights that were fitted to other songs."""
+        # Each song is judged by weights that were fitted to others.
         losses = np.full(len(y), np.inf)  # with nothing to hold out, the blend is not trusted
         for learn, held in grouped_folds(y, groups, _WEIGHT_FOLDS, self.random_state):
-            weights, _ = fit_mixture_weights(parts[:, learn], y[learn], around, calibrated=True)
-            blend = np.tensordot(weights, parts[:, held], axes=1)
-            losses[held] = song_losses(normalize(blend, self.multilabel_), y[held])
-        return losses
+            found = _fit_weights(parts[:, :, learn], counts, y[learn], around)
+            blend = np.tensordot(found, parts[:, :, held], axes=1)
+            losses[held] = self._losses(blend, counts, y[held])
+        return weights or {better or names[-1]: 1.0}, losses
+
+    def _losses(self, panels: Floats, counts: Floats, y: Ints) -> Floats:
+        """Loss of each song, in nats, as if all models of all methods had judged it."""
+        losses = [song_losses(normalize(panel, self.multilabel_), y) for panel in panels]
+        return np.asarray(counts @ losses)
 
     def _blend(self, log_probas: Mapping[str, Floats]) -> Floats:
         return np.asarray(sum(w * log_probas[name] for name, w in self.weights_.items()))
@@ -242,6 +261,19 @@ class AutoAggregator(Aggregator):
                 raise ModelFileError(f"candidate {name} has another number of labels per song")
             self.weights_[name] = float(arrays[f"{name}/weight"])
         self.fit_report_ = str(from_text_array(arrays["report"]))
+
+
+def _fit_weights(parts: Floats, counts: Floats, y: Ints, around: Floats) -> Floats:
+    """Weights of parts of shape (n_parts, n_panels, n_songs, n_classes)."""
+    n_panels = len(counts)
+    weights, _ = fit_mixture_weights(
+        np.concatenate([parts[:, panel] for panel in range(n_panels)], axis=1),
+        np.concatenate([y] * n_panels),
+        around,
+        calibrated=True,
+        counts=np.repeat(counts, len(y)),
+    )
+    return weights
 
 
 def _fit_one(data: tuple[Songs, Any, Ints], candidate: Aggregator) -> Aggregator:

@@ -38,6 +38,7 @@ from seqagg.aggregators.checks import (
     reorder_columns,
     unseen_label,
 )
+from seqagg.aggregators.votes import Votes
 from seqagg.calibration import (
     fit_calibration,
     log_probabilities,
@@ -110,6 +111,8 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     on_empty: OnEmpty
     biases_: Floats | None
     thresholds_: Floats | None
+    _votes: Votes | None = None
+    """Where several models judge a new song: what those say of held-out songs, one by one."""
     _trained_on: str | None = None
     """Checksum of the cache that a loaded aggregator was fitted to."""
     _fitted_with: dict[str, str] | None = None

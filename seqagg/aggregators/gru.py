@@ -183,8 +183,9 @@ class GRUAggregator(NetworkAggregator):
     The score of a song is ``scale * average + correction``. The correction's last layer
     starts at zero and epoch 0 counts in early stopping, so where order says nothing the method
     stays with averaging. One network is trained per grouped fold, stopped on the songs of that
-    fold, and their scores are averaged. Unless that lowers the loss on these songs by more than a
-    standard error, all networks stay as they start. While training, a song is heard as a random
+    fold, twice over with other folds, and their scores are averaged. Unless that lowers the loss on
+    these songs by more than a standard error, also where each network stops when the others are at
+    their best, all networks stay as they start. While training, a song is heard as a random
     contiguous crop.
 
     Parameters
@@ -223,6 +224,8 @@ class GRUAggregator(NetworkAggregator):
         Norm that gradients are clipped to.
     n_folds : int
         Networks, each stopped on another fold. With 1, the first of five folds is held out.
+    n_repeats : int
+        Times that songs are cut into other folds, with networks for each.
     n_jobs : int or None
         Networks trained side by side, as scikit-learn counts jobs. The answer is the same.
     device : {"cpu", "cuda", "auto"}
@@ -235,7 +238,7 @@ class GRUAggregator(NetworkAggregator):
     Attributes
     ----------
     networks_ : list of torch.nn.Module
-        The fitted networks, one per fold.
+        The fitted networks, one per fold and time.
     history_ : list of list of dict
         For each network and epoch: loss on crops, loss on the held-out songs (nats per song).
     fit_report_ : str
@@ -260,6 +263,7 @@ class GRUAggregator(NetworkAggregator):
         weight_decay: float = 1e-2,
         max_gradient: float = 1.0,
         n_folds: int = 5,
+        n_repeats: int = 2,
         n_jobs: int | None = -1,
         device: str = "cpu",
         random_state: int = 0,
@@ -280,6 +284,7 @@ class GRUAggregator(NetworkAggregator):
         self.weight_decay = weight_decay
         self.max_gradient = max_gradient
         self.n_folds = n_folds
+        self.n_repeats = n_repeats
         self.n_jobs = n_jobs
         self.device = device
         self.random_state = random_state

@@ -141,6 +141,8 @@ class MILAggregator(NetworkAggregator):
         Norm that gradients are clipped to.
     n_folds : int
         Networks, each stopped on another fold. With 1, the first of five folds is held out.
+    n_repeats : int
+        Times that songs are cut into other folds, with networks for each.
     n_jobs : int or None
         Networks trained side by side, as scikit-learn counts jobs. The answer is the same.
     device : {"cpu", "cuda", "auto"}
@@ -153,7 +155,7 @@ class MILAggregator(NetworkAggregator):
     Attributes
     ----------
     networks_ : list of torch.nn.Module
-        The fitted networks, one per fold.
+        The fitted networks, one per fold and time.
     history_ : list of list of dict
         For each network and epoch: loss on crops, loss on the held-out songs (nats per song).
     fit_report_ : str
@@ -179,6 +181,7 @@ class MILAggregator(NetworkAggregator):
         weight_decay: float = 1e-2,
         max_gradient: float = 1.0,
         n_folds: int = 3,
+        n_repeats: int = 1,
         n_jobs: int | None = -1,
         device: str = "cpu",
         random_state: int = 0,
@@ -196,6 +199,7 @@ class MILAggregator(NetworkAggregator):
         self.weight_decay = weight_decay
         self.max_gradient = max_gradient
         self.n_folds = n_folds
+        self.n_repeats = n_repeats
         self.n_jobs = n_jobs
         self.device = device
         self.random_state = random_state

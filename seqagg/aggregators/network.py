@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -18,17 +19,25 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints
 from seqagg.aggregators.batches import SCORED_SONGS, Batches
+from seqagg.aggregators.gain import judged, training_helps
 from seqagg.aggregators.lessons import Lesson, Turn, make_turns
 from seqagg.aggregators.state import from_text_array, text_array
 from seqagg.aggregators.team import ALONE, Chance, Team, current_team, set_chance
-from seqagg.aggregators.training import History, Training
-from seqagg.calibration import about_equal, calibrated_losses
+from seqagg.aggregators.training import (
+    History,
+    Record,
+    Scores,
+    Training,
+    record_arrays,
+    take_record,
+)
+from seqagg.aggregators.votes import Votes
+from seqagg.calibration import calibrated_losses
 from seqagg.checkpoints import Stage, current_stage
 from seqagg.engines import engine_in_use
 from seqagg.errors import ModelFileError, ParameterError
@@ -95,12 +104,12 @@ def song_loss(scores: Tensor, target: Tensor) -> Tensor:
 
 
 class NetworkAggregator(Aggregator):
-    """An aggregator that averages the scores of networks, one per grouped fold.
+    """An aggregator that averages the scores of networks, one per grouped fold, or several.
 
     Each network is trained on the songs outside its fold and stopped on the songs inside. The
     untrained network is the first that early stopping considers. A subclass has the parameters
-    named here, and `_new_network`. Unless training lowers the loss on the songs held out by more
-    than a standard error, all networks stay as they start.
+    named here, and `_new_network`. Unless training helps the songs held out, all networks stay as
+    they start.
     """
 
     networks_: list[Any]
@@ -116,6 +125,7 @@ class NetworkAggregator(Aggregator):
     weight_decay: float
     max_gradient: float
     n_folds: int
+    n_repeats: int
     n_jobs: int | None
     device: str
     random_state: int
@@ -130,7 +140,7 @@ class NetworkAggregator(Aggregator):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        for name in ("epochs", "patience", "batch_size", "n_folds"):
+        for name in ("epochs", "patience", "batch_size", "n_folds", "n_repeats"):
             if name not in ("epochs", "patience") or getattr(self, name) != "auto":
                 check_count(name, getattr(self, name))
         check_n_jobs(self.n_jobs)
@@ -145,53 +155,59 @@ class NetworkAggregator(Aggregator):
 
     def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
         batches, team = Batches(songs, self._device()), current_team()
-        folds = grouped_folds(y, groups, self.n_folds if self.n_folds > 1 else 5, self.random_state)
-        folds = folds[: self.n_folds] or [(np.arange(len(y)), np.arange(0))]
+        rounds = [self._folds(y, groups, number) for number in range(self.n_repeats)]
+        folds = list(itertools.chain(*rounds))
         # One after the other: all chance of a new network is PyTorch's global one.
         networks = [self._seeded_network(songs, y, fold, i) for i, fold in enumerate(folds)]
         turns = make_turns(self, songs, groups, folds, team)
         for network in networks:
             network.to(batches.device)
-        before, tried = self._scores_held_out(networks, folds, batches, team)
+        before = self._ask_unseen(networks, rounds, batches, team)
         start = [copy.deepcopy(network.state_dict()) for network in networks]
         title = type(self).__name__.removesuffix("Aggregator")
         if batches.device.type == "cpu" and not engine_in_use().alone:
             with steps(title, len(folds)) as step:
-                self.history_ = self._train_elsewhere(networks, songs, y, turns, step)
+                records = self._train_elsewhere(networks, songs, y, turns, step)
         else:
             with steps(title, sum(self._n_epochs(turn.n_songs) for turn in turns)) as step:
-                self.history_ = self._train_here(networks, batches, y, turns, step)
-        after, _ = self._scores_held_out(networks, folds, batches, team)
-        # The best of many epochs on few songs is better than the first by chance alone.
-        self._untrained = bool(tried.any()) and about_equal(
-            calibrated_losses(before[tried], y[tried]),
-            calibrated_losses(after[tried], y[tried]),
-            groups[tried],
-        )
+                records = self._train_here(networks, batches, y, turns, step)
+        self.history_ = [record.history for record in records]
+        after = self._ask_unseen(networks, rounds, batches, team)
+        self._untrained = not training_helps(before, after, records, rounds, y, groups)
         if self._untrained:
             after = before
             for network, state in zip(networks, start, strict=True):
                 network.load_state_dict(state)
         self.networks_ = networks
         self.fit_report_ = self._report()
-        if not tried.all():
-            after[~tried] = self._mean_scores(batches, np.flatnonzero(~tried), team)
-        return after
+        self._votes, held_out = after, after.mean
+        if not after.heard.all():
+            rest = np.flatnonzero(~after.heard)
+            held_out[rest] = self._mean_scores(batches, rest, team)
+        return held_out
 
-    def _scores_held_out(
-        self, networks: list[nn.Module], folds: list[Fold], batches: Batches, team: Team
-    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """Scores of songs by the network that was not trained on them, and which have one."""
-        scores = np.zeros((len(batches.lengths), len(self.classes_)))
-        tried = np.zeros(len(batches.lengths), dtype=bool)
-        for network, (_, held) in zip(networks, folds, strict=True):
-            scores[held] = self._network_scores(network, batches, held, team)
-            tried[held] = True
-        return scores, tried
+    def _folds(self, y: Ints, groups: Ints, number: int) -> list[Fold]:
+        """Folds of one of the times that songs are cut into them."""
+        n_folds = self.n_folds if self.n_folds > 1 else 5
+        seed = self._seed(number, 2) if number > 0 else self.random_state
+        folds = grouped_folds(y, groups, n_folds, seed)
+        return folds[: self.n_folds] or [(np.arange(len(y)), np.arange(0))]
+
+    def _ask_unseen(
+        self, networks: list[nn.Module], rounds: list[list[Fold]], batches: Batches, team: Team
+    ) -> Votes:
+        """Let every network score the songs that it is not trained on."""
+        shape = (len(rounds), len(batches.lengths), len(self.classes_))
+        votes = Votes(np.zeros(shape), np.zeros(shape[:2], dtype=bool), len(networks))
+        places = [(r, held) for r, folds in enumerate(rounds) for _, held in folds]
+        for network, (r, held) in zip(networks, places, strict=True):
+            votes.scores[r, held] = self._network_scores(network, batches, held, team)
+            votes.given[r, held] = True
+        return votes
 
     def _train_here(
         self, networks: list[nn.Module], batches: Batches, y: Ints, turns: list[Turn], step: Any
-    ) -> list[History]:
+    ) -> list[Record]:
         """Train in threads, or as one of a team."""
         stage = current_stage()  # here: the threads of the networks know of none
         tasks = [
@@ -203,26 +219,25 @@ class NetworkAggregator(Aggregator):
 
     def _train_elsewhere(
         self, networks: list[nn.Module], songs: Songs, y: Ints, turns: list[Turn], step: Any
-    ) -> list[History]:
+    ) -> list[Record]:
         """Train each network as a task of the engine in use."""
         tasks = {f"fold {t.number}": (n, t) for n, t in zip(networks, turns, strict=True)}
-        histories: dict[int, History] = {}
+        records: dict[int, Record] = {}
         for name, arrays in current_stage().each(_train_one, (self, songs, y), tasks):
             network, turn = tasks[name]
-            histories[turn.number] = from_text_array(arrays["history"])
-            state = {n: torch.tensor(a) for n, a in arrays.items() if n != "history"}
-            network.load_state_dict(state)
+            records[turn.number] = take_record(arrays)
+            network.load_state_dict({n: torch.tensor(a) for n, a in arrays.items()})
             network.eval()
             step(name)
-        return [histories[turn.number] for turn in turns]
+        return [records[turn.number] for turn in turns]
 
     def _seeded_network(self, songs: Songs, y: Ints, fold: Fold, number: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed(number))
             return self._new_network(songs[fold[0]], y[fold[0]]).float()
 
-    def _seed(self, number: int) -> int:
-        return int(np.random.default_rng([self.random_state, number]).integers(2**31))
+    def _seed(self, *purpose: int) -> int:
+        return int(np.random.default_rng([self.random_state, *purpose]).integers(2**31))
 
     def _has_own_chance(self) -> bool:
         """Whether all dropout of the networks is `Dropout`, none PyTorch's with its global one."""
@@ -248,35 +263,35 @@ class NetworkAggregator(Aggregator):
         step: Any,
         stage: Stage,
         go_on: Callable[[], None],
-    ) -> History:
+    ) -> Record:
         """Train in place; leave the network as it was in its best epoch."""
         with self._seeded(batches, turn):
             n_epochs = self._n_epochs(turn.n_songs)
             patience = n_epochs // 2 if self.patience == "auto" else self.patience
             lesson = own = Lesson(batches, turn.learn, as_target(y).to(batches.device))
-            before = {"epoch": 0, "crops": math.nan}
-            history = [before | {"held_out": self._loss(network, batches, y, turn)}]
-            training = self._new_training(network, batches, turn, history)
+            held_out, scores = self._judge(network, batches, y, turn)
+            record = Record([{"epoch": 0, "crops": math.nan, "held_out": held_out}], [scores])
+            training = self._new_training(network, batches, turn, record)
             name = f"network {turn.number}"
             training.take_up(stage, name)
-            for _ in training.history[1:]:
+            for _ in training.record.history[1:]:
                 step("")
             chance = Chance(training.generator, turn.team)
             set_chance(network, chance)
-            for epoch in range(len(training.history), n_epochs + 1):
+            for epoch in range(len(training.record.history), n_epochs + 1):
                 if epoch - 1 - training.best_epoch >= patience:
                     break
                 if turn.lessons is not None:
                     lesson = self._lesson_of(*turn.lessons(epoch - 1), turn.n_songs) or own
                 crops = self._train_epoch(training, lesson, chance, go_on)
-                held_out = self._loss(network, batches, y, turn)
-                training.note({"epoch": epoch, "crops": crops, "held_out": held_out})
+                held_out, scores = self._judge(network, batches, y, turn)
+                training.note({"epoch": epoch, "crops": crops, "held_out": held_out}, scores)
                 training.keep(stage, name)
                 step(f"held-out loss {held_out:.3f}")
             network.load_state_dict(training.best)
             network.eval()
             set_chance(network, None)
-            return training.history
+            return training.record
 
     def _lesson_of(self, songs: Songs, y: Ints, most: int) -> Lesson | None:
         """Lesson of other songs, if there are any; no more than the schedule has steps for."""
@@ -286,7 +301,7 @@ class NetworkAggregator(Aggregator):
         return Lesson(batches, np.arange(min(len(y), most)), as_target(y).to(batches.device))
 
     def _new_training(
-        self, network: nn.Module, batches: Batches, turn: Turn, history: History
+        self, network: nn.Module, batches: Batches, turn: Turn, record: Record
     ) -> Training:
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
@@ -300,7 +315,7 @@ class NetworkAggregator(Aggregator):
         rng = np.random.default_rng([self.random_state, turn.number, 1])
         generator = torch.Generator(batches.device).manual_seed(self._seed(turn.number))
         alone = not self._has_own_chance()
-        return Training(network, optimizer, schedule, rng, generator, alone, history)
+        return Training(network, optimizer, schedule, rng, generator, alone, record)
 
     def _train_epoch(
         self, training: Training, lesson: Lesson, chance: Chance, go_on: Callable[[], None]
@@ -333,13 +348,17 @@ class NetworkAggregator(Aggregator):
         everyone = torch.tensor(total, dtype=torch.float64, device=lesson.batches.device)
         return float(team.sum(everyone)) / len(lesson.songs)
 
-    def _loss(self, network: nn.Module, batches: Batches, y: Ints, turn: Turn) -> float:
+    def _judge(
+        self, network: nn.Module, batches: Batches, y: Ints, turn: Turn
+    ) -> tuple[float, Scores]:
+        """Mean loss of the songs held out, and scores of those that are `judged`."""
         if len(turn.held) == 0:
-            return math.nan
+            return math.nan, np.empty((0, len(self.classes_)), np.float32)
         # Calibrated, as scores will be in the end: songs of a group that the network has never
         # heard make it too sure of itself long before it stops telling them better apart.
         scores = self._network_scores(network, batches, turn.held, turn.team)
-        return float(calibrated_losses(scores, y[turn.held]).mean())
+        loss = float(calibrated_losses(scores, y[turn.held]).mean())
+        return loss, scores[judged(np.arange(len(turn.held)))].astype(np.float32)
 
     def _n_batches(self, n_songs: int) -> int:
         return max(1, math.ceil(n_songs / self.batch_size))
@@ -409,13 +428,13 @@ class NetworkAggregator(Aggregator):
     def _report(self) -> str:
         lines = [f"{len(self.networks_)} networks"]
         if self._untrained:
-            lines[0] += ", all as they start: training gains no more than chance"
+            lines[0] += ", all as they start: training gains no more than chance would"
         for number, history in enumerate(self.history_):
             losses = [row["held_out"] for row in history]
             best = int(np.nanargmin(losses)) if not np.isnan(losses).all() else len(losses) - 1
             kept = "untrained, as it starts" if best == 0 else f"epoch {best}"
             lines.append(
-                f"fold {number}: {kept}, held-out loss {losses[0]:.3f} -> {losses[best]:.3f}"
+                f"network {number}: {kept}, held-out loss {losses[0]:.3f} -> {losses[best]:.3f}"
             )
         return "\n".join(lines)
 
@@ -430,10 +449,8 @@ def _train_one(
     def nothing(*_: object) -> None:
         pass
 
-    history = aggregator._train(network, batches, y, turn, nothing, Stage(), nothing)
-    return {n: t.numpy() for n, t in network.state_dict().items()} | {
-        "history": text_array(history)
-    }
+    record = aggregator._train(network, batches, y, turn, nothing, Stage(), nothing)
+    return {n: t.numpy() for n, t in network.state_dict().items()} | record_arrays(record)
 
 
 def check_count(name: str, value: Any) -> None:

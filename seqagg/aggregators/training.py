@@ -7,14 +7,36 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from seqagg.aggregators.state import from_text_array, text_array
 from seqagg.checkpoints import Stage
 
+Array = npt.NDArray[Any]
+
 History = list[dict[str, float]]
 """Of each epoch, from 0 on: its number, the loss on crops and that on held-out songs, in nats."""
+
+
+Scores = npt.NDArray[np.float32]
+
+
+@dataclass
+class Record:
+    """How a network did from epoch to epoch.
+
+    Attributes
+    ----------
+    history : list of dict
+        Losses, from epoch 0 on.
+    scores : list of ndarray of shape (n_judged, n_classes)
+        What it said of songs held out.
+    """
+
+    history: History
+    scores: list[Scores]
 
 
 @dataclass
@@ -32,8 +54,8 @@ class Training:
         Draws what dropout and noise do.
     uses_global : bool
         Whether PyTorch's global generator has a part in it.
-    history : list of dict
-        Losses, from epoch 0 on.
+    record : Record
+        From epoch 0 on.
     best : dict of str to Tensor
         Numbers of the network after its best epoch.
     best_epoch : int
@@ -45,20 +67,22 @@ class Training:
     rng: np.random.Generator
     generator: torch.Generator
     uses_global: bool
-    history: History
+    record: Record
     best: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
 
     def __post_init__(self) -> None:
         self.best = _copy_of(self.network)
 
-    def note(self, losses: dict[str, float]) -> None:
-        """Add an epoch to the history; it may be the best so far."""
-        self.history.append(losses)
+    def note(self, losses: dict[str, float], scores: Scores) -> None:
+        """Add an epoch to the record; it may be the best so far."""
+        history = self.record.history
+        history.append(losses)
+        self.record.scores.append(scores)
         held_out = losses["held_out"]
         # Without songs to hold out, the last epoch is as good as any.
-        if math.isnan(held_out) or held_out < self.history[self.best_epoch]["held_out"]:
-            self.best, self.best_epoch = _copy_of(self.network), len(self.history) - 1
+        if math.isnan(held_out) or held_out < history[self.best_epoch]["held_out"]:
+            self.best, self.best_epoch = _copy_of(self.network), len(history) - 1
 
     def keep(self, stage: Stage, name: str) -> None:
         """Write a checkpoint, where one is due."""
@@ -83,7 +107,7 @@ class Training:
             },
         }
         arrays = {n: t.detach().cpu().numpy() for n, t in tensors.items()}
-        stage.write(name, header, arrays | {"history": text_array(self.history)})
+        stage.write(name, header, arrays | record_arrays(self.record))
 
     def take_up(self, stage: Stage, name: str) -> None:
         """Go back to the last checkpoint, if there is one."""
@@ -91,7 +115,8 @@ class Training:
         if found is None:
             return
         header, arrays = found
-        tensors = {n: torch.tensor(a) for n, a in arrays.items() if n != "history"}
+        self.record = take_record(arrays)
+        tensors = {n: torch.tensor(a) for n, a in arrays.items()}
 
         def under(start: str) -> dict[str, Tensor]:
             parts = {n: t for n, t in tensors.items() if n.startswith(f"{start}/")}
@@ -101,7 +126,6 @@ class Training:
         device = next(iter(self.best.values())).device
         self.best = {n: t.to(device) for n, t in under("best").items()}
         self.best_epoch = header["best_epoch"]
-        self.history = from_text_array(arrays["history"])
         states: dict[int, dict[str, Tensor]] = {}
         for n, tensor in under("optimizer").items():
             number, _, part = n.partition("/")
@@ -116,3 +140,13 @@ class Training:
 
 def _copy_of(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def record_arrays(record: Record) -> dict[str, Array]:
+    """Arrays of a record, for files and other processes."""
+    return {"history": text_array(record.history), "scores": np.stack(record.scores)}
+
+
+def take_record(arrays: dict[str, Array]) -> Record:
+    """Take a record back out of arrays, among which it is."""
+    return Record(from_text_array(arrays.pop("history")), list(arrays.pop("scores")))
