@@ -106,7 +106,7 @@ class TextTable:
                 file=self.path,
             )
         try:
-            codecs.getincrementaldecoder("utf-8-sig")().decode(self._head)
+            codecs.getincrementaldecoder("utf-8-sig")().decode(self._head, final=self._complete)
         except UnicodeDecodeError:
             raise self._bad_byte(names) from None
         other = next((d for d in ";\t|," if d in names[0]), None) if len(names) == 1 else None
@@ -181,7 +181,7 @@ class TextTable:
             lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
             reader = csv.reader(lines, delimiter=self.delimiter)
             rows = self._rows(reader)
-            next(rows)
+            next(rows, None)
             line = reader.line_num + 1
             for row in rows:
                 if row:
