@@ -41,6 +41,7 @@ from experiments.tables import (
     difference,
     interval,
     mean_and_spread,
+    points,
 )
 from seqagg import Songs
 from seqagg.evaluation import group_indices
@@ -191,14 +192,29 @@ def curve(results: Results, cache: str, method: str) -> list[tuple[int, Mapping[
 
 def verdict(results: Results, cache: str, method: str) -> str:
     """Where the method beats averaging, and how it stands with all training songs."""
-    points = curve(results, cache, method)
-    if not points:
+    rows = curve(results, cache, method)
+    if not rows:
         return ""
     better = first_better(results, cache, method)
-    last, row = points[-1]
+    last, row = rows[-1]
     where = f"not with {last:,} songs" if better is None else f"from {better:,} songs"
     name = f"accuracy_minus_{BASELINE}"
     return where if name not in row else f"{where}, {interval(row, name)} with {last:,}"
+
+
+def at_worst(results: Results, method: str) -> str:
+    """Points that the method falls farthest below averaging, and from how many songs of what."""
+    name = f"accuracy_minus_{BASELINE}"
+    falls = [
+        (row[name], size, cache)
+        for cache in results.summed("cache")
+        for size, row in curve(results, cache, method)
+        if name in row
+    ]
+    if not falls:
+        return ""
+    lowest, size, cache = min(falls)
+    return f"{points(lowest, sign=True)} ({cache}, {size:,} songs)"
 
 
 def answer(results: Results) -> str:

@@ -308,6 +308,9 @@ def test_a_method_beats_averaging_from_the_size_on_from_which_it_always_does(tmp
     assert learning_curve.verdict(table, "a", "gru") == (
         "from 100 songs, +30.0 [+20.0, +40.0] with 200"
     )
+    table.metrics["b", "gru", 50, None] = {"accuracy_minus_logodds": -0.025}
+    assert learning_curve.at_worst(table, "gru") == "-2.5 (b, 50 songs)"
+    assert learning_curve.at_worst(table, "hmm") == ""
 
 
 # The leak.
