@@ -6,8 +6,8 @@ Numbers are float32. A pack (see `seqagg.kernels.packing`) stands on its side: i
 those of step t the rows ``starts[t]:starts[t + 1]``, so that what a matrix product needs of a step
 lies in one piece. Weights are PyTorch's, with its order of gates: reset, update, new.
 
-PyTorch records some thirty operations per step and goes back through them one by one; nine tenths
-of its time are neither products nor exponentials. Here a step is one product and one loop, forwards
+PyTorch records some thirty operations per step and goes back through them one by one: three
+quarters of its time are no matrix products. Here a step is one product and a few loops, forwards
 and back, and what the weights make of all steps is one product in the end.
 
 References
