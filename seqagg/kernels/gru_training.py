@@ -17,13 +17,14 @@ P. Werbos, "Backpropagation through time: what it does and how to do it", Proc. 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from seqagg.kernels.elementary import exp, jit_fused
-from seqagg.kernels.packing import Ints
+from seqagg.kernels.packing import Ints, pack_songs
 
 Floats = npt.NDArray[np.float32]
 
@@ -68,10 +69,8 @@ def hear(
         For `trace_back`.
     """
     heard, remembered, bias, memory_bias = weights
-    songs = np.argsort(-lengths, kind="stable")
-    sorted_lengths = lengths[songs]
-    widths = len(songs) - np.searchsorted(sorted_lengths[::-1], np.arange(x.shape[1]), "right")
-    starts = np.concatenate([[0], np.cumsum(widths[: sorted_lengths[0]])])
+    (pack,) = pack_songs(np.zeros_like(lengths), lengths, len(lengths), sys.maxsize)
+    songs, starts, sorted_lengths = pack.songs, pack.starts, lengths[pack.songs]
     n_frames, n_units = int(starts[-1]), remembered.shape[1]
     rows = np.empty((n_frames, x.shape[2]), np.float32)
     gates, memory = np.empty((2, n_frames, 3 * n_units), np.float32)
