@@ -110,8 +110,8 @@ class MILAggregator(NetworkAggregator):
     """Learn what to make of a frame, and how to pool frames, from the labels of songs.
 
     On cached log-odds the frame network starts as the identity, so that average pooling starts
-    as averaging, and so do attention and auto-pool; there all stay unless training lowers the
-    loss on songs held out by more than a standard error. With a network of your own the songs are
+    as averaging, and so do attention and auto-pool; there all stay unless training helps the songs
+    held out by more than chance would. With a network of your own the songs are
     frame features of any shape, and the frame classifier itself is trained through the pooling.
 
     Parameters

@@ -118,10 +118,10 @@ def _step(gates, here, memory, bias, new_bias, state, total, highest):  # type: 
     for i in range(n_units):
         j, k = n_units + i, 2 * n_units + i
         for c in range(state.shape[1]):
-            reset = _expit(gates[i, here + c] + memory[i, c] + bias[i])
-            update = _expit(gates[j, here + c] + memory[j, c] + bias[j])
+            reset = expit(gates[i, here + c] + memory[i, c] + bias[i])
+            update = expit(gates[j, here + c] + memory[j, c] + bias[j])
             new = gates[k, here + c] + bias[k] + reset * (memory[k, c] + new_bias[i])
-            new = np.float32(2) * _expit(np.float32(2) * new) - np.float32(1)  # its tanh
+            new = np.float32(2) * expit(np.float32(2) * new) - np.float32(1)  # its tanh
             h = new + update * (state[i, c] - new)
             state[i, c] = h
             total[i, c] += h
@@ -129,6 +129,7 @@ def _step(gates, here, memory, bias, new_bias, state, total, highest):  # type: 
 
 
 @jit_fused
-def _expit(x):  # type: ignore[no-untyped-def]
+def expit(x):  # type: ignore[no-untyped-def]
+    """Logistic function of float32, in float32 throughout."""
     one, e = np.float32(1), exp(-abs(x))
     return (one if x > 0 else e) / (one + e)

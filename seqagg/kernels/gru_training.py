@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqagg.kernels.elementary import exp, jit_fused
+from seqagg.kernels.gru import expit
 from seqagg.kernels.packing import Ints, pack_songs
 
 Floats = npt.NDArray[np.float32]
@@ -159,7 +160,7 @@ def _step(gates, memory, bias, memory_bias, before, after):  # type: ignore[no-u
     new = np.empty(n_units, after.dtype)
     for c in range(len(after)):
         for i in range(2 * n_units):
-            gates[c, i] = _expit(gates[c, i] + memory[c, i] + bias[i])
+            gates[c, i] = expit(gates[c, i] + memory[c, i] + bias[i])
         for i in range(n_units):
             memory[c, 2 * n_units + i] += memory_bias[i]
         for i in range(n_units):
@@ -261,9 +262,3 @@ def _tanh(x):  # type: ignore[no-untyped-def]
     e = exp(np.float32(-2) * abs(x))
     found = (np.float32(1) - e) / (np.float32(1) + e)
     return found if x > 0 else -found
-
-
-@jit_fused
-def _expit(x):  # type: ignore[no-untyped-def]
-    one, e = np.float32(1), exp(-abs(x))
-    return (one if x > 0 else e) / (one + e)
