@@ -124,6 +124,19 @@ def test_a_command_has_scipy_stats_once_it_is_used():
     assert in_subprocess(code) == ["False", "True", "0.5", "True"]
 
 
+def test_predicting_imports_no_pandas(cache, tmp_path):
+    model, out = tmp_path / "model.safetensors", tmp_path / "labels.csv"
+    seqagg.MeanLogOdds().fit(seqagg.read_cache(cache)).save(model)
+    code = (
+        "import sys; from seqagg.__main__ import run\n"
+        f"sys.argv = ['seqagg', 'predict', {str(model)!r}, {str(cache)!r}, '--out', {str(out)!r}]\n"
+        "try: run()\n"
+        "except SystemExit as end: print(end.code, 'pandas' in sys.modules)\n"
+        "import pandas; print(pandas.Series([1]).sum())"
+    )
+    assert in_subprocess(code)[-3:] == ["0", "False", "1"]
+
+
 def test_reading_a_cache_needs_neither_torch_nor_scikit_learn(cache):
     code = f"import seqagg; seqagg.read_cache({str(cache)!r})" + SHOW_SLOW
     assert not {"torch", "sklearn", "hmmlearn", "numba"} & set(in_subprocess(code))
