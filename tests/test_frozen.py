@@ -480,6 +480,20 @@ def test_onnx_files_that_cannot_be_used(tmp_path: Path) -> None:
         score(tmp_path / "foreign.onnx")
 
 
+def test_an_onnx_file_for_other_frames_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_onnx(tmp_path / "model.onnx", "n")
+    wide = {"a": np.zeros((2, N_FEATURES + 1), dtype=np.float32)}
+    with pytest.raises(ParameterError, match=r"model\.onnx: .* frames of shape \(5,\): ") as error:
+        score_songs(path, wide, kind="probability", columns=["a", "b", "c"])
+    (tmp_path / "cut.onnx").write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ParameterError, match=r"cut\.onnx: cannot be read as ONNX"):
+        score(tmp_path / "cut.onnx")
+    assert len(str(error.value).splitlines()) == 1
+    assert capfd.readouterr() == ("", "")  # onnxruntime has things to say, too
+
+
 def test_without_onnxruntime_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_onnx(tmp_path / "model.onnx", "n")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

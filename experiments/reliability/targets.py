@@ -26,6 +26,7 @@ from experiments.reliability.tables import change_table
 from seqagg import Songs, live, sources
 from seqagg.aggregators import AGGREGATORS, make_aggregator
 from seqagg.cache import CacheBatches
+from seqagg.frozen import score_songs
 from seqagg.frozen.tables import FILE_NAME, Roles, read_features, with_test_songs
 from seqagg.results import read_results
 from seqagg.shards import find_shards, index_shards
@@ -101,6 +102,24 @@ QUICK: dict[str, dict[str, Any]] = {
     "stack": {"n_folds": 2, "n_parts": 2},
     "auto": {"methods": ("stack",), "n_errors": -100.0},
 }
+
+
+def networks(_: Path) -> Iterable[bytes]:
+    """Frame classifiers as ONNX graphs: linear, and with a softmax."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = numpy_helper.from_array(np.eye(4, 2, dtype=np.float32), "weight")
+    nodes = [
+        helper.make_node("MatMul", ["frames", "weight"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["probabilities"], axis=1),
+    ]
+    given = helper.make_tensor_value_info("frames", TensorProto.FLOAT, ["n", 4])
+    for n in (1, 2):
+        (name,) = nodes[n - 1].output
+        wanted = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2])
+        graph = helper.make_graph(nodes[:n], "frames", [given], [wanted], [weight])
+        opsets = [helper.make_opsetid("", 17)]
+        yield helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
 
 
 @functools.cache
@@ -318,6 +337,13 @@ def read_model(path: Path) -> None:
         model.save(path.parent / "again.safetensors")
 
 
+def read_network(path: Path) -> None:
+    """A frame classifier of an ONNX file, asked for scores."""
+    frames = np.linspace(-3, 3, 20, dtype=np.float32).reshape(5, 4)
+    songs = score_songs(path, {"a": frames}, kind="logit", columns=["jig", "reel"], check=False)
+    check_songs(songs, path.parent)
+
+
 def read_source(path: Path, format: str, **options: Any) -> None:
     """Convert, which reads in bounded memory, and read."""
     songs = sources.read(path, format, **options)
@@ -493,5 +519,6 @@ def make_targets(folder: Path) -> dict[str, Target]:
             **proba,
         ),
         "birdnet": source("birdnet", ".csv", birdnet, m.change_text, fill=0.1, hop=3.0),
+        "onnx": Target(".onnx", read_network, networks, m.scramble),
         "raven": source("raven", ".txt", raven, m.change_text, fill=0.1),
     }

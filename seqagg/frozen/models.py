@@ -36,6 +36,9 @@ _ONNX_TYPES = {
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 """Where an ONNX file runs, the first that is there; who wants another gives a session."""
 
+_FATAL = 4
+"""onnxruntime's level of what it must write to standard error itself."""
+
 _ACCEPTED = (
     "a Keras model, a torch.nn.Module, a fitted scikit-learn estimator, the path of an .onnx file "
     "or a function from frames to scores"
@@ -99,7 +102,7 @@ def frame_model(
     """
     names = None if columns is None else tuple(str(column) for column in columns)
     if isinstance(model, str | os.PathLike):
-        return FrameModel(_of_onnx(_session(model)), _needed(names))
+        return FrameModel(_of_onnx(_session(model), os.fspath(model)), _needed(names))
     if _is_a(model, "onnxruntime", "InferenceSession"):
         return FrameModel(_of_onnx(model), _needed(names))
     # On the PyTorch backend a Keras model is a torch.nn.Module too.
@@ -185,23 +188,35 @@ def _session(path: str | os.PathLike[str]) -> Any:
             "an ONNX file needs onnxruntime: pip install 'seqagg[onnx]'", file=name
         ) from None
     providers = [one for one in _PROVIDERS if one in onnxruntime.get_available_providers()]
+    # What goes wrong is told once, by the error, and not by what it would write in between.
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
     try:
-        return onnxruntime.InferenceSession(name, providers=providers)
+        return onnxruntime.InferenceSession(name, options, providers, enable_fallback=0)
     except Exception as error:  # of a dozen kinds, all of onnxruntime's own
-        raise ParameterError(f"cannot be read as ONNX: {error}", file=name) from None
+        raise ParameterError(f"cannot be read as ONNX: {_one_line(error)}", file=name) from None
 
 
-def _of_onnx(session: Any) -> Score:
-    inputs = session.get_inputs()
-    outputs = [output for output in session.get_outputs() if output.type in _ONNX_TYPES]
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _of_onnx(session: Any, name: str | None = None) -> Score:
+    inputs, all_outputs = session.get_inputs(), session.get_outputs()
+    outputs = [output for output in all_outputs if output.type in _ONNX_TYPES]
+    try:
+        found = [f"{o.name}: {o.type}{o.shape}" for o in (*inputs, *all_outputs)]
+    except UnicodeDecodeError:
+        raise ParameterError("the ONNX model has a name that is no UTF-8", file=name) from None
     if len(inputs) != 1 or len(outputs) != 1:
-        found = [f"{o.name}: {o.type}" for o in (*inputs, *session.get_outputs())]
         raise ParameterError(
             f"the ONNX model has {len(inputs)} inputs and {len(outputs)} outputs that are arrays "
-            f"of floats ({', '.join(found)}), not one of each; give a function that runs it"
+            f"of floats ({', '.join(found)}), not one of each; give a function that runs it",
+            file=name,
         )
     (given,), (wanted,) = inputs, outputs
-    fixed = given.shape[0] if given.shape and isinstance(given.shape[0], int) else None
+    batch = given.shape[0] if given.shape else None
+    fixed = batch if isinstance(batch, int) and batch > 0 else None
 
     def score(frames: Array) -> Any:
         frames = frames.astype(_ONNX_TYPES.get(given.type, frames.dtype), copy=False)
@@ -210,7 +225,11 @@ def _of_onnx(session: Any) -> Score:
         for first in range(0, len(frames), size):
             part = frames[first : first + size]
             rows = np.minimum(np.arange(size), len(part) - 1)  # a fixed batch is filled up
-            (found,) = session.run([wanted.name], {given.name: part[rows] if fixed else part})
+            try:
+                (found,) = session.run([wanted.name], {given.name: part[rows] if fixed else part})
+            except Exception as error:  # as above
+                what = f"fails on frames of shape {part.shape[1:]}: {_one_line(error)}"
+                raise ParameterError(f"the ONNX model {what}", file=name) from None
             parts.append(found[: len(part)])
         return np.concatenate(parts)
 
