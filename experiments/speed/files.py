@@ -3,7 +3,7 @@
 Contest "files": ``seqagg predict`` with the mean of log-odds, from the command line to the file of
 labels, against a process that reads the same file with pyarrow and does nothing else. Whole
 processes, as a user starts them, with as many threads as each starts by itself; the file has been
-read before, so that it comes from memory. "starting Python" imports what `predict` imports.
+read before, so that it comes from memory. "a single song" is what the command takes by itself.
 Contest "start": how long it takes until Python has seqagg, and the command line its help.
 """  # noqa: D400
 
@@ -29,9 +29,6 @@ READERS = {
     "arrow": "import pyarrow as pa; pa.ipc.open_file(pa.OSFile({!r})).read_all()",
 }
 
-START = "import seqagg.prediction, seqagg.aggregators.averaging, rich.progress"
-
-
 STARTS = {"import": ["-c", "import seqagg"], "help": ["-m", "seqagg", "--help"]}
 
 
@@ -48,13 +45,13 @@ def contests(quick: bool) -> Iterator[Contest]:
         MeanLogOdds().fit(cache[: 2 * columns]).save(model)
         for kind, reader in READERS.items():
             path = folder / f"songs.{kind}"
+            one = folder / f"one.{kind}"
             write_cache(cache, path)
-            out = folder / f"labels.{kind}.parquet"
-            predict = ["-m", "seqagg", "predict", str(model), str(path), "--out", str(out)]
+            write_cache(cache[:1], one)
             ways = [
-                _way("seqagg", predict),
+                _way("seqagg", _predict(model, path)),
                 _way("reading with pyarrow", ["-c", reader.format(str(path))], limit=True),
-                _way("starting Python", ["-c", START], limit=True),
+                _way("a single song", _predict(model, one), limit=True),
             ]
             sizes = Sizes(songs, frames, columns)
             n_bytes = cache.values.nbytes
@@ -75,6 +72,11 @@ def make_songs(songs: int, frames: int, columns: int) -> Songs:
         ids=[f"song-{i:08d}" for i in range(songs)],
         labels=[names[i % columns] for i in range(songs)],
     )
+
+
+def _predict(model: Path, cache: Path) -> list[str]:
+    out = cache.with_suffix(f"{cache.suffix}.labels.parquet")
+    return ["-m", "seqagg", "predict", str(model), str(cache), "--out", str(out)]
 
 
 def _way(name: str, arguments: Sequence[str], limit: bool = False) -> Way:
