@@ -56,7 +56,7 @@ _HOME = {
     "benchmark": "seqagg.benchmark",
     "checkpoints": "seqagg.checkpoints",
     "compare": "seqagg.evaluation",
-    "load": "seqagg.aggregators",
+    "load": "seqagg.aggregators.saving",
     "plot_comparison": "seqagg.plots",
     "plot_confusion": "seqagg.plots",
     "plot_learning_curve": "seqagg.plots",
@@ -68,12 +68,12 @@ _HOME = {
 """Name -> its module, imported on first use: torch and scikit-learn take seconds."""
 
 if TYPE_CHECKING:
-    from seqagg.aggregators import load
     from seqagg.aggregators.auto import AutoAggregator
     from seqagg.aggregators.averaging import MajorityVote, MeanLogOdds, MeanProbability
     from seqagg.aggregators.gru import GRUAggregator
     from seqagg.aggregators.hmm import HMMAggregator
     from seqagg.aggregators.mil import MILAggregator
+    from seqagg.aggregators.saving import load
     from seqagg.aggregators.stacking import StackingAggregator
     from seqagg.benchmark import benchmark
     from seqagg.cache import read_cache, write_cache

@@ -88,8 +88,8 @@ def fit_together(
     SeqaggError
         As `fit` does.
     """
-    from seqagg.aggregators import load
     from seqagg.aggregators.gru import GRUAggregator
+    from seqagg.aggregators.saving import load
 
     if not isinstance(aggregator, GRUAggregator):
         raise ParameterError(f"{type(aggregator).__name__} is fitted by one process, not by many")

@@ -123,7 +123,7 @@ def predict_cache(
     report = PredictionReport()
     # Reading starts before the model is there: to import what models are made of takes a second.
     with ahead(_read(place_of(cache), split), _AHEAD) as batches:
-        from seqagg.aggregators import load
+        from seqagg.aggregators.saving import load
 
         aggregator = load(model)
         with writing(target) as temporary, counted("predict", "songs") as advance:

@@ -378,7 +378,7 @@ def _model_bytes(model: Path) -> bytes:
 
 @lru_cache(maxsize=1)
 def _loaded(model: bytes) -> Aggregator:
-    from seqagg.aggregators import load
+    from seqagg.aggregators.saving import load
 
     with tempfile.TemporaryDirectory(prefix="seqagg-") as folder:
         path = Path(folder) / "model.safetensors"

@@ -326,7 +326,7 @@ def test_a_saved_blend_is_read_by_other_versions(
     songs = order_songs(40)
     model = AutoAggregator(methods=("stack",)).fit(songs)
     model.save(tmp_path / "old.safetensors")
-    monkeypatch.setattr("seqagg.aggregators.versions", lambda: {"numpy": "99.0"})
+    monkeypatch.setattr("seqagg.aggregators.saving.versions", lambda: {"numpy": "99.0"})
     loaded = load(tmp_path / "old.safetensors")
     np.testing.assert_array_equal(loaded.predict_proba(songs), model.predict_proba(songs))
     loaded.save(tmp_path / "new.safetensors")

@@ -82,6 +82,8 @@ FLOW = [
     "aggregators.state",
     "aggregators.votes",
     "aggregators.base",
+    "aggregators",
+    "aggregators.saving",
     "aggregators.start",
     "aggregators.averaging",
     "aggregators.hmm_start",
@@ -100,7 +102,6 @@ FLOW = [
     "aggregators.pooling",
     "aggregators.mil",
     "aggregators.auto",
-    "aggregators",
     "prediction",
     "scale",
     "large_fit",
@@ -143,8 +144,7 @@ FLOW = [
 """songs -> cache -> log-odds -> aggregator -> evaluation -> commands; a new file goes in here."""
 
 ACCEPTED = {
-    ("aggregators.base", "aggregators"): "save asks the table for the name of the class",
-    ("aggregators.auto", "aggregators"): "its candidates are given by their names in the table",
+    ("aggregators.base", "aggregators.saving"): "a method's `save` is that of all",
 }
 
 

@@ -18,8 +18,9 @@ from sklearn.exceptions import NotFittedError
 
 import seqagg
 from seqagg import ModelFileError
-from seqagg.aggregators import AGGREGATORS, load, make_aggregator
+from seqagg.aggregators import AGGREGATORS, make_aggregator
 from seqagg.aggregators.averaging import MeanLogOdds
+from seqagg.aggregators.saving import load
 from seqagg.model_file import read_model, write_model
 from seqagg.songs import Songs
 
@@ -434,7 +435,7 @@ def test_versions_are_those_of_the_fit_even_where_other_ones_load_it(path, monke
     fitted = make_aggregator("auto", methods=("stack",), n_errors=-100.0).fit(songs)
     fitted.save(path)
     header, _ = read_model(path)
-    monkeypatch.setattr("seqagg.aggregators.versions", lambda: {"numpy": "99"})
+    monkeypatch.setattr("seqagg.aggregators.saving.versions", lambda: {"numpy": "99"})
     loaded = load(path)
     assert_same_answers(loaded, fitted, songs)
     loaded.save(path)

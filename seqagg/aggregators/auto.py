@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from seqagg.aggregators import aggregator_class, make_aggregator
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
+from seqagg.aggregators.saving import pack, unpack
 from seqagg.aggregators.state import from_text_array, text_array
 from seqagg.calibration import fit_mixture_weights, normalize, paired_gain, song_losses
 from seqagg.engines import engine_in_use
@@ -97,8 +99,6 @@ class AutoAggregator(Aggregator):
                 raise ParameterError(f"parameters for {name!r}, which is not among the methods")
 
     def _new(self, name: str) -> Aggregator:
-        from seqagg.aggregators import aggregator_class, make_aggregator
-
         chosen = dict((self.parameters or {}).get(name, {}))
         if "random_state" in aggregator_class(name)._get_param_names():
             chosen.setdefault("random_state", self.random_state)
@@ -229,8 +229,6 @@ class AutoAggregator(Aggregator):
         return _Listening(self, n)
 
     def _state(self) -> dict[str, Array]:
-        from seqagg.aggregators import pack
-
         state: dict[str, Array] = {"report": text_array(self.fit_report_)}
         for name, fitted in self.candidates_.items():
             header, arrays = pack(fitted)
@@ -240,8 +238,6 @@ class AutoAggregator(Aggregator):
         return state
 
     def _set_state(self, arrays: Mapping[str, Array]) -> None:
-        from seqagg.aggregators import unpack
-
         found = {name.partition("/")[0] for name in arrays if name != "report"}
         # In the order of the fit: the blend is a sum of floats.
         names = [name for name in self._names() if name in found]

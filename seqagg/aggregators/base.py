@@ -368,7 +368,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             Checksum of the cache it was fitted to, from `seqagg.cache.checksum`, to be kept in
             the file.
         """
-        from seqagg.aggregators import save
+        from seqagg.aggregators.saving import save
 
         save(self, path, trained_on=trained_on)
 

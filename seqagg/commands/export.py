@@ -28,7 +28,7 @@ def export(model: Path, onnx: bool, out: Path, as_json: bool) -> None:
     Log-odds of padded songs and their lengths in, probabilities of songs out, for majority, mean,
     logodds, hmm, gru and mil. The graph says in its metadata what its columns and classes are.
     """
-    from seqagg.aggregators import load
+    from seqagg.aggregators.saving import load
     from seqagg.onnx_export import export_onnx, model_card
     from seqagg.progress import is_quiet
 

@@ -97,7 +97,7 @@ def stream(
     prediction changes, when it is decided (what comes of it later is not listened to), and when it
     ends.
     """
-    from seqagg.aggregators import load
+    from seqagg.aggregators.saving import load
     from seqagg.decision import NEVER, EarlyRule
     from seqagg.live import Listener, read_lines
 
