@@ -185,21 +185,63 @@ def _highest(part):  # type: ignore[no-untyped-def]
 
 
 @jit
+def _has_nan(song):  # type: ignore[no-untyped-def]
+    found = 0
+    for j in range(len(song)):
+        found += song[j] != song[j]
+    return found > 0
+
+
+@jit
+def _vote(frame, row):  # type: ignore[no-untyped-def]
+    top, ties = _highest(frame), 0
+    for k in range(len(frame)):
+        ties += frame[k] == top
+    for k in range(len(frame)):
+        row[k] += 1 / ties if frame[k] == top else 0.0
+
+
+@jit
 def _votes(flat, offsets, out):  # type: ignore[no-untyped-def]
-    n_columns = out.shape[1]
+    """Votes of four frames at a time: a comparison waits for the one before, but not for others."""
+    n = out.shape[1]
     for i in range(len(out)):
-        row = out[i]
-        for frame in range(offsets[i], offsets[i + 1]):
-            part = flat[frame * n_columns : (frame + 1) * n_columns]
-            top, ties, missing = _highest(part), 0, 0
-            for k in range(n_columns):
-                ties += part[k] == top
-                missing += part[k] != part[k]
-            if missing > 0:
-                row[:] = np.nan
+        row, song = out[i], flat[offsets[i] * n : offsets[i + 1] * n]
+        if _has_nan(song):
+            row[:] = np.nan
+            continue
+        at = 0
+        while at + 4 * n <= len(song):
+            a, b = song[at : at + n], song[at + n : at + 2 * n]
+            c, d = song[at + 2 * n : at + 3 * n], song[at + 3 * n : at + 4 * n]
+            top_a, top_b, top_c, top_d = a[0], b[0], c[0], d[0]
+            # Where the highest stands first, and where its equal stood last.
+            in_a = in_b = in_c = in_d = tie_a = tie_b = tie_c = tie_d = 0
+            for k in range(1, n):
+                tie_a = k if a[k] == top_a else tie_a
+                tie_b = k if b[k] == top_b else tie_b
+                tie_c = k if c[k] == top_c else tie_c
+                tie_d = k if d[k] == top_d else tie_d
+                in_a = k if a[k] > top_a else in_a
+                in_b = k if b[k] > top_b else in_b
+                in_c = k if c[k] > top_c else in_c
+                in_d = k if d[k] > top_d else in_d
+                top_a = a[k] if a[k] > top_a else top_a
+                top_b = b[k] if b[k] > top_b else top_b
+                top_c = c[k] if c[k] > top_c else top_c
+                top_d = d[k] if d[k] > top_d else top_d
+            if (tie_a > in_a) | (tie_b > in_b) | (tie_c > in_c) | (tie_d > in_d):
+                for first in range(at, at + 4 * n, n):
+                    _vote(song[first : first + n], row)
             else:
-                for k in range(n_columns):
-                    row[k] += 1 / ties if part[k] == top else 0.0
+                row[in_a] += 1.0
+                row[in_b] += 1.0
+                row[in_c] += 1.0
+                row[in_d] += 1.0
+            at += 4 * n
+        while at < len(song):
+            _vote(song[at : at + n], row)
+            at += n
 
 
 @jit
