@@ -120,8 +120,10 @@ class MajorityVote(_Average):
         votes = averages["votes"]
         # The mean is below 1, so with the smallest gap between votes it orders equal votes and
         # never unequal ones. The gap is 1 unless frames were divided.
-        gaps = np.diff(np.sort(votes, axis=1), axis=1, append=np.inf)
-        gap = np.where(gaps > 1e-9, gaps, 1.0).min(axis=1, keepdims=True).clip(max=1.0)
+        gap = np.ones((len(votes), 1))
+        divided = (votes != np.rint(votes)).any(axis=1)
+        gaps = np.diff(np.sort(votes[divided], axis=1), axis=1, append=np.inf)
+        gap[divided] = np.where(gaps > 1e-9, gaps, 1.0).min(axis=1, keepdims=True).clip(max=1.0)
         return np.asarray(_log(votes + gap * mean) - np.log(n + 1.0))
 
 

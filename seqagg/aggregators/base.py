@@ -501,10 +501,11 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def _over_empty(self, songs: Songs, hook: Any, prior: Floats) -> Floats:
         """Apply a hook to songs that have frames; the others get the prior."""
         filled = self._refuse_empty(songs)
+        if filled.all() and len(songs):
+            return np.take(hook(self._canonical(songs)), self._rank_of_class(), axis=1)
         out = np.tile(prior, (len(songs), 1))
         if filled.any():
-            kept = songs if filled.all() else songs[filled]
-            out[filled] = hook(self._canonical(kept))[:, self._rank_of_class()]
+            out[filled] = hook(self._canonical(songs[filled]))[:, self._rank_of_class()]
         return out
 
     def _refuse_empty(self, songs: Songs) -> npt.NDArray[np.bool_]:
