@@ -137,6 +137,23 @@ def test_predicting_imports_no_pandas(cache, tmp_path):
     assert in_subprocess(code)[-3:] == ["0", "False", "1"]
 
 
+@pytest.mark.parametrize("method", AGGREGATORS)
+def test_a_process_that_starts_fast_can_fit_every_method(method, cache, tmp_path):
+    quick = {"gru": "epochs=1", "mil": "epochs=1", "hmm": "n_iter=2", "auto": 'methods=["stack"]'}
+    given = ["--set", quick[method]] if method in quick else []
+    out = tmp_path / "model.safetensors"
+    command = ["fit", str(cache), "--method", method, "--out", str(out), *given]
+    done = subprocess.run(
+        [sys.executable, "-m", "seqagg", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert seqagg.load(out).predict(seqagg.read_cache(cache)).size == 48
+
+
 def test_reading_a_cache_needs_neither_torch_nor_scikit_learn(cache):
     code = f"import seqagg; seqagg.read_cache({str(cache)!r})" + SHOW_SLOW
     assert not {"torch", "sklearn", "hmmlearn", "numba"} & set(in_subprocess(code))
