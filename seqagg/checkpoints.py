@@ -11,7 +11,6 @@ or damaged ones, are as good as none. What took less than `EVERY` seconds is not
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import time
@@ -25,6 +24,7 @@ import numpy.typing as npt
 
 from seqagg.engines import engine_in_use
 from seqagg.errors import ModelFileError
+from seqagg.fingerprints import fingerprint
 from seqagg.model_file import SUFFIX, read_model, versions, write_model
 from seqagg.songs import Songs
 
@@ -231,16 +231,11 @@ def current_stage() -> Stage:
 def _key(about: str, aggregator: Any, songs: Songs, *targets: npt.NDArray[np.int64]) -> str:
     """Hash of all that decides the outcome of a fit."""
     cls = type(aggregator)
-    digest = hashlib.sha256(f"{cls.__module__}:{cls.__qualname__} {versions()} {about}".encode())
     learnt = ("n_features_in_", "_columns_are_classes", "multilabel_", "_feature_shape")
-    said = {name: getattr(aggregator, name, None) for name in learnt}
-    digest.update(f"{said} {len(aggregator.classes_)}".encode())
-    for name, value in sorted(aggregator.get_params(deep=False).items()):
-        digest.update(f"{name}={value!r}".encode())
-        if hasattr(value, "state_dict"):  # a network comes with its weights
-            for part, tensor in value.state_dict().items():
-                digest.update(part.encode() + tensor.cpu().numpy().tobytes())
-    arrays: list[Array] = [songs.values, songs.offsets, *targets]
-    for array in arrays:
-        digest.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+    return fingerprint(
+        f"{cls.__module__}:{cls.__qualname__} {versions()} {about}",
+        [getattr(aggregator, name, None) for name in learnt],
+        len(aggregator.classes_),
+        aggregator.get_params(deep=False),
+        [songs.values, songs.offsets, *targets],
+    )

@@ -18,9 +18,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from numpy.testing import assert_array_equal
+from sklearn.model_selection import GridSearchCV
+from sklearn.naive_bayes import GaussianNB
 from torch import nn
 
-from seqagg import GRUAggregator, HMMAggregator, MILAggregator
+from seqagg import GRUAggregator, HMMAggregator, MILAggregator, StackingAggregator
 from seqagg import checkpoints as keeping
 from seqagg.aggregators import make_aggregator
 from seqagg.aggregators.base import Aggregator
@@ -205,6 +207,18 @@ def test_what_another_fit_has_kept_is_not_used(fit: Any, tmp_path: Path) -> None
         found = fit()
     assert not kept.resumed
     same(found, fit())
+
+
+def test_a_number_that_no_repr_shows_makes_another_fit(tmp_path: Path) -> None:
+    def stack(last: float) -> Any:
+        classifier = GridSearchCV(GaussianNB(), {"var_smoothing": [1e-6] * 40 + [last]}, cv=2)
+        return StackingAggregator(classifier=classifier, n_folds=2)
+
+    assert repr(stack(1.0)) == repr(stack(2.0))
+    leave(lambda: stack(1.0).fit(SONGS), tmp_path / "kept")
+    with keeping(tmp_path / "kept") as kept:
+        stack(2.0).fit(SONGS)
+    assert not kept.resumed
 
 
 def test_a_network_of_other_weights_is_another_fit(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ FLOW = [
     "errors",
     "parsing",
     "files",
+    "fingerprints",
     "palette",
     "markup",
     "progress",
