@@ -113,6 +113,15 @@ class TestAnswers:
         assert_allclose(found, model.predict_proba(songs), rtol=0, atol=1e-6)
         assert_allclose(found[[4, 5]], [model.class_prior_] * 2, rtol=1e-6)
 
+    @pytest.mark.parametrize("size", [1e2, 1e4, 1e8])
+    def test_log_odds_of_any_size(self, name: str, multilabel: bool, size: float) -> None:
+        """Sums in which float32 would lose what little the other frames say."""
+        model, graph = fitted(name, multilabel), session(name, multilabel)
+        rng = np.random.default_rng(3)
+        songs = [rng.choice([size, -size, 0, 1, -1], (6, 3)) for _ in range(30)]
+        songs = [song.astype(np.float32) for song in songs]
+        assert_allclose(run(graph, songs), model.predict_proba(songs), rtol=0, atol=1e-6)
+
     def test_batches_without_songs_or_frames(self, name: str, multilabel: bool) -> None:
         graph = session(name, multilabel)
         nothing = np.zeros((0, 4, 3), np.float32)

@@ -65,6 +65,18 @@ class TestOptions:
             heard = [stream.update(frame) for frame in array]
             assert_allclose(heard, model.predict_proba(prefixes(array)), rtol=2e-6, atol=1e-6)
 
+    @pytest.mark.parametrize("name", OPTIONS)
+    @pytest.mark.parametrize("size", [1e2, 1e4, 1e8, 3e38])
+    def test_every_prefix_of_log_odds_of_any_size(self, name: str, size: float) -> None:
+        model, rng = fitted(name), np.random.default_rng(0)
+        for _ in range(5):
+            array = rng.choice([size, -size, 0, 1, -1], (8, 3)).astype(np.float32)
+            stream = model.stream()
+            heard = np.array([stream.update(frame) for frame in array])
+            assert np.isfinite(heard).all()
+            if size < 1e30:  # where even doubles have no digits left for the other frames
+                assert_allclose(heard, model.predict_proba(prefixes(array)), rtol=2e-6, atol=1e-6)
+
     def test_many_columns_that_are_no_classes(self) -> None:
         rng = np.random.default_rng(0)
         songs = [rng.normal(i % 2, 2, (rng.integers(2, 9), 20)) for i in range(30)]

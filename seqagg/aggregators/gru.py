@@ -125,15 +125,17 @@ class SongNetwork(nn.Module):
         """
         inside = torch.arange(frames.shape[1], device=frames.device) < lengths[:, None]
         inside = inside[:, :, None]  # (n_songs, longest, 1)
-        count = lengths[:, None].to(frames.dtype)
-        average = (frames * inside).sum(dim=1) / count  # (n_songs, n_columns)
+        # Answers are to be exact for log-odds of any size; training is not that particular.
+        exact = frames if torch.is_grad_enabled() else frames.double()
+        count = lengths[:, None].to(exact.dtype)
+        average = (exact * inside).sum(dim=1) / count  # (n_songs, n_columns)
         x = self._standardized(frames)
         x = self.noise(x + self.shift(torch.zeros_like(x[:, :1])))
         heard = [mean_and_highest(self.forwards, x, lengths, backwards=False)]
         if self.backwards is not None:
             heard.append(mean_and_highest(self.backwards, x, lengths, backwards=True))
         means, highest = zip(*heard, strict=True)
-        probability = mean_probability(frames, inside, count) if self.share > 0 else None
+        probability = mean_probability(exact, inside, count) if self.share > 0 else None
         return self.judge(average, probability, torch.cat([*means, *highest], dim=1))
 
     def judge(self, average: Tensor, probability: Tensor | None, pooled: Tensor) -> Tensor:
@@ -142,12 +144,13 @@ class SongNetwork(nn.Module):
         Parameters
         ----------
         average, probability : Tensor of shape (n_songs, n_columns)
-            Mean log-odds and mean probability; the latter only where its share is above 0.
+            Mean log-odds and mean probability; the latter only where its share is above 0. In
+            doubles, the score is as exact.
         pooled : Tensor of shape (n_songs, 2 * directions * hidden)
             Mean and maximum of the states of the GRU.
         """
         correction = self.output(self.dropout(pooled))
-        linear = average @ self.weight + self.bias
+        linear = average @ self.weight.to(average.dtype) + self.bias
         if probability is not None:
             linear = linear + self.share * probability.clamp(min=LEAST_PROBABILITY).log()
         return torch.as_tensor(self.scale * linear + correction)
@@ -379,11 +382,10 @@ class _Listening(RunningAverages):
         network = self._networks[i]
         mean = self.arrays[f"{i}.total"][which] / averages.lengths[:, None]
         pooled = np.hstack([mean, self.arrays[f"{i}.highest"][which]])
+        log_odds = self._tensor(averages["log_odds"])
         probability = self._tensor(averages["probability"]) if network.share > 0 else None
-        scores = network.judge(
-            self._tensor(averages["log_odds"]), probability, self._tensor(pooled)
-        )
+        scores = network.judge(log_odds, probability, self._tensor(pooled).float())
         return np.asarray(scores.double().cpu().numpy())
 
     def _tensor(self, array: Floats) -> Tensor:
-        return torch.as_tensor(array, dtype=torch.float32, device=self._device)
+        return torch.as_tensor(array, dtype=torch.float64, device=self._device)

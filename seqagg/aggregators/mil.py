@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -97,6 +97,7 @@ class PooledNetwork(nn.Module):
 
     def listen(self, frames: Tensor, lengths: Tensor) -> Parts:
         """Gather what the pooling keeps of padded songs."""
+        frames = frames.to(self.scale.dtype)
         steps = torch.arange(frames.shape[1], device=frames.device)
         inside = steps < lengths[:, None]  # (n_songs, longest)
         # Padding never enters the frame network: a batch norm would learn from it.
@@ -235,6 +236,9 @@ class MILAggregator(NetworkAggregator):
         frame = FrameNetwork(start, center, spread, self.hidden_size, self.dropout)
         return self._pooled(frame, scale, (songs.n_columns,))
 
+    def _exact(self, network: nn.Module) -> nn.Module:
+        return network if self.network is not None else copy.deepcopy(network).double()
+
     def _memory(self, n: int) -> Memory:
         return _Listening(self, n)
 
@@ -263,7 +267,8 @@ class _Listening(Memory):
     """What the poolings of the networks have gathered."""
 
     def __init__(self, method: MILAggregator, n: int) -> None:
-        self._networks: list[PooledNetwork] = method.networks_
+        networks = [method._exact(network) for network in method.networks_]
+        self._networks = cast(list[PooledNetwork], networks)
         self._device = method._device()
         first = self._networks[0].pooling.start
         self._names = [
@@ -290,7 +295,7 @@ class _Listening(Memory):
     def log_scores(self, which: Ints) -> Floats:
         with one_thread_each(), torch.inference_mode():
             found = [
-                network.judge(tuple(p.float().to(self._device) for p in self._parts(names, which)))
+                network.judge(tuple(p.to(network.scale) for p in self._parts(names, which)))
                 for network, names in zip(self._networks, self._names, strict=True)
             ]
         return np.asarray(np.mean([scores.double().cpu().numpy() for scores in found], axis=0))
