@@ -33,8 +33,10 @@ async def predict(songs: list[Frames]) -> list[dict[str, float]]:  # noqa: D103
 
 @app.post("/streams/{name}")
 async def hear(name: str, frames: Frames) -> dict[str, float]:  # noqa: D103
-    stream = streams.setdefault(name, model.stream())
-    return dict(zip(classes, stream.update(frames).tolist(), strict=True))
+    stream = streams.get(name) or model.stream()
+    answer = stream.update(frames).tolist()
+    streams[name] = stream  # not of frames that were refused
+    return dict(zip(classes, answer, strict=True))
 
 
 @app.delete("/streams/{name}")

@@ -90,7 +90,7 @@ class Songs:
         start: npt.ArrayLike | None = None,
         note: str = "",
     ) -> None:
-        self.values = np.ascontiguousarray(values, dtype=np.float32)
+        self.values = np.ascontiguousarray(as_frames(values))
         self.offsets = np.ascontiguousarray(offsets, dtype=np.int64)
         self.columns = None if columns is None else tuple(str(c) for c in columns)
         self.kind: Kind = kind
@@ -124,9 +124,10 @@ class Songs:
         **fields
             The other parameters of `Songs`.
         """
-        frames = [np.asarray(a, dtype=np.float32) for a in arrays]
-        ids = fields.get("ids")
-        names = list(ids) if ids is not None else [str(i) for i in range(len(frames))]
+        listed, ids = list(arrays), fields.get("ids")
+        names = list(ids) if ids is not None else [str(i) for i in range(len(listed))]
+        known = [*names, *range(len(names), len(listed))]
+        frames = [as_frames(a, name) for a, name in zip(listed, known, strict=False)]
         if ids is not None:
             fields["ids"] = names
         columns = fields.get("columns")
@@ -386,6 +387,25 @@ class Songs:
             offsets=kept[self.offsets],
             start=None if self.start is None else self.start[~missing],
         )
+
+
+def as_frames(scores: npt.ArrayLike, song: object = None) -> npt.NDArray[np.float32]:
+    """Frame scores as an array of float32; what is masked is missing.
+
+    Raises
+    ------
+    SongError
+        Names the song whose scores are no numbers, or of frames of unequal length.
+    """
+    name = None if song is None else str(song)
+    if isinstance(scores, np.ma.MaskedArray):
+        scores = np.ma.filled(scores.astype(np.float32), np.nan)
+    try:
+        if isinstance(scores, np.ndarray) and scores.dtype.kind == "c":
+            raise TypeError("they are complex")
+        return np.asarray(scores, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise SongError(f"frames are no table of numbers: {error}", song=name) from None
 
 
 def as_songs(X: Any) -> Songs:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqagg.errors import ParameterError
-from seqagg.songs import Songs
+from seqagg.songs import Songs, as_frames
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -135,7 +135,7 @@ class Stream:
             When there are not as many songs as streams, or a stream is not there.
         """
         if self._alone and not isinstance(frames, Songs):
-            array = np.asarray(frames, dtype=np.float32)
+            array = as_frames(frames)
             frames = [array[None] if array.ndim == 1 else array]
         chosen = self._chosen(which)
         songs = self._prepare(frames)
@@ -181,6 +181,12 @@ class Stream:
                 )
             if np.isnan(given).any():
                 raise ParameterError(f"{name} of the state holds NaN")
+            if given.dtype.kind == "i" and (given < 0).any():
+                raise ParameterError(f"{name} of the state holds a number below 0")
+        begun = np.asarray(state["n_frames"]) > 0  # the lowest of nothing is infinite
+        for name in arrays:
+            if np.isposinf(np.asarray(state[name])[begun]).any():
+                raise ParameterError(f"{name} of the state holds an infinity")
         for name, array in arrays.items():
             array[...] = state[name]
 

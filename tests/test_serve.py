@@ -82,8 +82,11 @@ def test_what_cannot_be_used_is_refused(service: Any) -> None:
         ("/predict", [[[1.0, 2.0]]], "songs have 2 columns, not 3"),
         ("/predict", [[]], "expected arrays of shape"),
         ("/predict", "x", ""),
+        ("/predict", [[[1.0, 2.0, 3.0], [1.0]]], "song '0': frames are no table of numbers"),
         ("/streams/a", [[1.0, 2.0]], "songs have 2 columns, not 3"),
+        ("/streams/a", [[1.0, 2.0, 3.0], [1.0]], "frames are no table of numbers"),
     ):
         status, found = ask(service, "POST", path, body)
         assert status == 422
         assert words in str(found["detail"])
+    assert not service.streams  # a stream begins with frames that could be used

@@ -390,6 +390,20 @@ class TestNamesFromArrow:
 
 
 class TestErrors:
+    @pytest.mark.parametrize(
+        "frames",
+        [[[1, 2], [1]], [["a", "b"]], [[10**400, 1]], [[1j, 1]], np.array([[1j, 1]]), [[{}, 1]]],
+    )
+    def test_frames_that_are_no_table_of_numbers(self, frames: Any) -> None:
+        with pytest.raises(SongError, match="song 'b': frames are no table of numbers: "):
+            Songs.from_arrays([[[1.0, 2.0]], frames], ids=["a", "b"])
+        with pytest.raises(SongError, match="song '1': frames are no table of numbers: "):
+            as_songs([[[1.0, 2.0]], frames])
+
+    def test_what_is_masked_is_missing(self) -> None:
+        song = np.ma.masked_less(np.array([[1.0, 2.0], [-9.0, 1.0]]), 0)
+        assert_array_equal(as_songs([song]).values, [[1, 2], [np.nan, 1]])
+
     def test_an_error_says_all_it_is_about_in_one_line(self) -> None:
         error = SongError("bad\nthing", file="f.parquet", song="a\nb", column="c")
         assert str(error) == r"f.parquet: song 'a\nb': column 'c': bad thing"

@@ -334,6 +334,9 @@ class TestErrors:
             ({"log_likelihood": state["log_likelihood"].astype(np.float32)}, "dtype float32"),
             ({"log_likelihood": state["log_likelihood"][:1]}, r"shape \(1, 3\), not"),
             ({"log_likelihood": state["log_likelihood"] * np.nan}, "holds NaN"),
+            ({"log_likelihood": state["log_likelihood"] + np.inf}, "log_likelihood .* an infinity"),
+            ({"ahead": state["ahead"] + np.inf}, "ahead .* an infinity"),
+            ({"n_frames": -state["n_frames"]}, "n_frames .* below 0"),
             ({"something": state["n_frames"]}, "has not the arrays"),
             ({"model": state["model"] ^ 1}, "another fitted model"),
         ):

@@ -34,7 +34,7 @@ from seqagg.aggregators.start import (
 )
 from seqagg.aggregators.team import Dropout
 from seqagg.errors import ModelFileError, ParameterError, SongError
-from seqagg.songs import Songs, as_songs
+from seqagg.songs import Songs, as_frames, as_songs
 from seqagg.streaming import Memory
 from seqagg.threads import one_thread_each
 
@@ -308,7 +308,7 @@ def _frame_features(X: Any) -> list[Array]:
     """Check that songs are arrays (n_frames_i, *feature_shape) of one feature shape."""
     if isinstance(X, str | bytes) or not isinstance(X, Iterable):
         raise SongError(f"expected a list of feature arrays, got {type(X).__name__}")
-    arrays = [np.asarray(a, dtype=np.float32) for a in X]
+    arrays = [as_frames(a, i) for i, a in enumerate(X)]
     if not arrays:
         raise SongError("no songs")
     for i, array in enumerate(arrays):
