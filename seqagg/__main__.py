@@ -8,8 +8,6 @@ from importlib import import_module
 from types import FrameType, ModuleType
 from typing import Any
 
-from seqagg.cli import main
-
 
 class _Later(ModuleType):
     """A module that is imported once somebody asks for something in it."""
@@ -59,7 +57,12 @@ def run() -> None:
     without = _WithoutPandas()
     sys.meta_path.insert(0, without)
     try:
+        from seqagg.cli import main
+
         main(prog_name="seqagg")
+    except KeyboardInterrupt:  # before there was anybody to catch it
+        print("seqagg: interrupted", file=sys.stderr)
+        sys.exit(130)
     finally:
         sys.meta_path.remove(without)
         gc.freeze()

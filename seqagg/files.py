@@ -8,7 +8,9 @@ target; a lock on the temporary file tells the dead from the living.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,9 @@ try:
     import fcntl
 except ImportError:  # Windows: no advisory locks, so nothing is swept there
     fcntl = None  # type: ignore[assignment]
+
+_N_CHANCE = 12
+"""Hexadecimal digits in the name of a temporary file."""
 
 
 @contextlib.contextmanager
@@ -40,7 +45,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     OSError
         When the folder cannot be written. The target is then as it was.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))  # a link stays one
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target)
     temporary, descriptor = _create_locked(target)
@@ -55,6 +60,33 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         os.close(descriptor)
+
+
+def try_to_write(path: str | os.PathLike[str]) -> None:
+    """Find out before the work, and not after it, that its result cannot be written.
+
+    Raises
+    ------
+    OSError
+        As `atomic_write` would raise it.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    folder = next(folder for folder in target.parents if os.path.lexists(folder))
+    try:
+        temporary, descriptor = _create_locked(folder / target.name)
+    except OSError as error:  # of a name that nobody has asked for
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
+    os.unlink(temporary)
+    os.close(descriptor)
+
+
+def same_file(one: str | os.PathLike[str], other: object) -> bool:
+    """Whether both are there and are one file, under whatever names."""
+    with contextlib.suppress(OSError, TypeError, ValueError):
+        return os.path.samefile(one, other)  # type: ignore[arg-type]
+    return False
 
 
 def only_one(path: str | os.PathLike[str]) -> int:
@@ -82,7 +114,7 @@ def only_one(path: str | os.PathLike[str]) -> int:
 
 def _create_locked(target: Path) -> tuple[Path, int]:
     while True:
-        temporary = target.with_name(f".{target.stem}.{secrets.token_hex(6)}.tmp{target.suffix}")
+        temporary = target.with_name(_temporary_name(target, secrets.token_hex(_N_CHANCE // 2)))
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         if fcntl is None:
             return temporary, descriptor
@@ -92,12 +124,17 @@ def _create_locked(target: Path) -> tuple[Path, int]:
         os.close(descriptor)
 
 
+def _temporary_name(target: Path, chance: str) -> str:
+    return f".{target.stem}.{chance}.tmp{target.suffix}"
+
+
 def _sweep(target: Path) -> None:
     if fcntl is None:
         return
-    prefix, suffix = f".{target.stem}.", f".tmp{target.suffix}"
+    before, after = map(re.escape, _temporary_name(target, "/").split("/"))
+    ours = re.compile(f"{before}[0-9a-f]{{{_N_CHANCE}}}{after}")
     for stale in target.parent.iterdir():
-        if not (stale.name.startswith(prefix) and stale.name.endswith(suffix)):
+        if not ours.fullmatch(stale.name):
             continue
         with contextlib.suppress(OSError):  # another writer may sweep the same file
             descriptor = os.open(stale, os.O_RDWR)

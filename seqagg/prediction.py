@@ -25,6 +25,7 @@ from pyarrow.csv import CSVWriter
 
 from seqagg.cache import CacheBatches
 from seqagg.errors import ParameterError, SongError
+from seqagg.files import same_file
 from seqagg.places import Place, place_of, writing
 from seqagg.progress import counted
 from seqagg.songs import Songs
@@ -120,6 +121,8 @@ def predict_cache(
     target = place_of(out)
     if target.suffix not in SUFFIXES:
         raise ParameterError(f"{out}: the table of predictions ends in .csv or .parquet")
+    if isinstance(target, Path) and same_file(target, cache):
+        raise ParameterError(f"{out}: is the cache itself; the predictions must be another file")
     report = PredictionReport()
     # Reading starts before the model is there: to import what models are made of takes a second.
     with ahead(_read(place_of(cache), split), _AHEAD) as batches:

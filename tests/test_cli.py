@@ -981,3 +981,50 @@ def test_standalone_mode_off_lets_errors_through(tmp_path):
         cli.main(["inspect", str(tmp_path / "x.parquet")], standalone_mode=False)
     with pytest.raises(click.UsageError):
         cli.main(["nothing"], standalone_mode=False)
+
+
+# Files that must not be overwritten, and places that cannot be written.
+
+
+def test_predictions_do_not_replace_the_cache(cache, tmp_path):
+    model = tmp_path / "model.safetensors"
+    seqagg.MeanLogOdds().fit(seqagg.read_cache(cache)).save(model)
+    (tmp_path / "link.parquet").symlink_to(cache)
+    before = cache.read_bytes()
+    for out in (cache, tmp_path / "link.parquet"):
+        done = CliRunner().invoke(cli.main, ["predict", str(model), str(cache), "--out", str(out)])
+        assert done.exit_code == 2
+        assert "is the cache itself" in done.stderr
+    assert cache.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "command", [["fit", "--method", "hmm"], ["benchmark", "--methods", "mean,hmm"]]
+)
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    command, cache, tmp_path, monkeypatch
+):
+    def never(*_):
+        raise AssertionError("it was fitted")
+
+    monkeypatch.setattr(seqagg.HMMAggregator, "fit", never)
+    monkeypatch.setattr(seqagg.MeanProbability, "fit", never)
+    (tmp_path / "file").write_text("in the way")
+    out = tmp_path / "file" / "x.safetensors"
+    done = CliRunner().invoke(cli.main, [*command, str(cache), "--out", str(out)])
+    assert done.exit_code == 2, done.output
+    assert done.stderr.startswith(f"seqagg: {tmp_path / 'file'}")
+    assert done.stderr.endswith("Not a directory\n")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_rule_is_not_chosen_on_the_songs_of_the_fit(tmp_path):
+    songs = make_songs(split=None)
+    cache, model = save(songs, tmp_path / "songs.parquet"), tmp_path / "model.safetensors"
+    CliRunner().invoke(cli.main, ["fit", str(cache), "--method", "logodds", "--out", str(model)])
+    given = ["stream", str(model), "--error-rate", "0.1", "--calibrate"]
+    done = CliRunner().invoke(cli.main, [*given, str(cache)], input="")
+    assert done.exit_code == 2
+    assert "the model was fitted to these songs" in done.stderr
+    other = save(make_songs(seed=1, split=None), tmp_path / "other.parquet")
+    assert CliRunner().invoke(cli.main, [*given, str(other)], input="").exit_code == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from seqagg.files import atomic_write
+from seqagg.files import atomic_write, same_file, try_to_write
 
 needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="no advisory locks")
 
@@ -122,10 +122,44 @@ def test_a_living_writer_is_not_swept(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "there" / "target.txt")
+    for content in ("first", "second"):
+        with atomic_write(tmp_path / "link.txt") as temporary:
+            temporary.write_text(content)
+        assert (tmp_path / "link.txt").is_symlink()
+        assert (tmp_path / "there" / "target.txt").read_text() == content
+
+
+def test_what_cannot_be_written_is_found_out_and_nothing_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "folder.txt").mkdir()
+    for path in (tmp_path / "file" / "x.txt", tmp_path / "file" / "new" / "x.txt"):
+        with pytest.raises(NotADirectoryError) as error:
+            try_to_write(path)
+        assert error.value.filename == str(path)
+    with pytest.raises(IsADirectoryError):
+        try_to_write(tmp_path / "folder.txt")
+    try_to_write(tmp_path / "new" / "newer" / "x.txt")
+    try_to_write(tmp_path / "file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.txt"]
+
+
+def test_one_file_by_two_names(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert same_file(tmp_path / "a", str(tmp_path / "b"))
+    assert not same_file(tmp_path / "a", tmp_path / "c")
+    assert not same_file(tmp_path / "a", object())
+
+
 @needs_locks
 def test_only_temporaries_of_the_same_target_are_swept(tmp_path: Path) -> None:
-    others = [".c.0123.tmp.csv", ".d.0123.tmp.txt", "c.0123.tmp.txt", ".c.txt"]
-    for name in [*others, ".c.0123.tmp.txt"]:
+    chance = "0123456789ab"
+    others = [f".c.{chance}.tmp.csv", f".d.{chance}.tmp.txt", f"c.{chance}.tmp.txt", ".c.txt"]
+    others += [".c.mine.tmp.txt", f".c.{chance}0.tmp.txt", f".c.x.{chance}.tmp.txt"]
+    for name in [*others, f".c.{chance}.tmp.txt"]:
         (tmp_path / name).write_text("")
     with atomic_write(tmp_path / "c.txt"):
         pass

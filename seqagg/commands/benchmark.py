@@ -98,10 +98,13 @@ def benchmark(
     """
     from seqagg.benchmark import METHODS
     from seqagg.benchmark import benchmark as run
+    from seqagg.files import try_to_write
     from seqagg.inspection import inspect as look
 
     chosen = [m.strip() for m in methods.split(",")] if methods else METHODS
     name, songs, checksum = _songs_to_compare(cache)
+    if out is not None:
+        try_to_write(out / "results.parquet")
     with _fits_shown() as progress:
         result = run(
             songs,

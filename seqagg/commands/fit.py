@@ -116,12 +116,14 @@ def fit(
     from seqagg.aggregators.lessons import hearing
     from seqagg.cache_pieces import checksum
     from seqagg.engines import using
+    from seqagg.files import try_to_write
     from seqagg.inspection import inspect as look
     from seqagg.model_file import check_suffix
     from seqagg.progress import is_quiet, shown, waiting
     from seqagg.shards import find_shards
 
     check_suffix(out)
+    try_to_write(out)
     aggregator = _configured(method, settings, seed)
     _check_workers(method, engine, workers, checkpoints)
     with shown(), waiting(f"read {cache.name}"):

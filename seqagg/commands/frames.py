@@ -91,11 +91,15 @@ def frames(features: Path, out: Path, as_json: bool, **options: Any) -> None:
 
     from seqagg.cache import write_cache
     from seqagg.cache_pieces import SUFFIXES
+    from seqagg.files import same_file, try_to_write
     from seqagg.inspection import inspect as look
     from seqagg.progress import is_quiet, shown
 
     if out.suffix not in SUFFIXES:
         raise ParameterError(f"a cache ends in {' or '.join(SUFFIXES)}", file=out)
+    if same_file(out, features):
+        raise ParameterError("is the table that is read: the cache must be another file", file=out)
+    try_to_write(out)
     table = _table(features, options)
     with shown():
         songs = _scored(table, features.name, options)

@@ -111,7 +111,7 @@ def stream(
     if threshold is not None:
         rule = EarlyRule(threshold, min_frames or 1)
     elif error_rate is not None and calibrate is not None:
-        rule = _chosen(fitted, _songs(calibrate, split), error_rate)
+        rule = _chosen(fitted, _songs(fitted, calibrate, split), error_rate)
     listener = Listener(fitted, kind, rule=rule, every=every)
     try:
         for lines in read_lines(sys.stdin.buffer, form):
@@ -129,9 +129,10 @@ def _print(record: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _songs(calibrate: Path, split: str | None) -> Songs:
-    """Songs that were not fitted to, as far as the cache says."""
+def _songs(fitted: Aggregator, calibrate: Path, split: str | None) -> Songs:
+    """Songs that were not fitted to, as far as cache and model say."""
     from seqagg.cache import read_cache
+    from seqagg.cache_pieces import checksum
     from seqagg.prediction import find_split
 
     songs = read_cache(calibrate)
@@ -143,6 +144,10 @@ def _songs(calibrate: Path, split: str | None) -> Songs:
         chosen = songs[songs.split != "train"]
     else:
         chosen = songs
+    learnt = len(chosen) == len(songs) or wanted == "train"
+    if learnt and fitted._trained_on == checksum(calibrate):
+        what = "the model was fitted to these songs, which promise nothing of others"
+        raise ParameterError(f"{what}; --split takes some that it has not seen", file=calibrate)
     return chosen
 
 
