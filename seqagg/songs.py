@@ -11,7 +11,7 @@ column is a missing frame.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, cast, get_args
 
 import numpy as np
@@ -56,7 +56,8 @@ class Songs:
     ids : array-like of shape (n_songs,), optional
         Unique names; the position in the collection by default.
     labels : array-like of shape (n_songs,), optional
-        None = unknown. In a multilabel collection each is a sequence of strings.
+        None = unknown. In a multilabel collection each is a sequence of strings, or a text in which
+        ``|`` joins them.
     groups : array-like of shape (n_songs,), optional
         What must not be on both sides of a split. None = the song itself.
     split : array-like of shape (n_songs,), optional
@@ -443,13 +444,22 @@ def _within(values: npt.NDArray[np.float32], low: float, high: float) -> bool:
     return bool(np.isnan(least) or (least >= low and most <= high))
 
 
+def _labels_of(item: Any) -> tuple[Any, ...] | None:
+    """Labels of a song, which a text must not fall apart into."""
+    if isinstance(item, str):
+        return tuple(item.split("|")) if item else ()
+    return None if item is None else tuple(item)
+
+
 def _object_array(items: Iterable[Any], task: Task | None = None) -> Array:
     """One-dimensional array of Python objects, None kept, numpy scalars unwrapped."""
+    if isinstance(items, Mapping):
+        raise SongError("a value for each song, in their order, is expected, and not a mapping")
     if isinstance(items, np.ndarray) and items.dtype != object:
         items = items.tolist()
     listed = list(items)
     if task == "multilabel":
-        listed = [None if item is None else tuple(item) for item in listed]
+        listed = [_labels_of(item) for item in listed]
     array = np.empty(len(listed), dtype=object)
     array[:] = listed if task != "multilabel" else None
     if task == "multilabel":

@@ -400,6 +400,17 @@ class TestErrors:
         with pytest.raises(SongError, match="song '1': frames are no table of numbers: "):
             as_songs([[[1.0, 2.0]], frames])
 
+    @pytest.mark.parametrize("field", ["labels", "groups", "split", "ids"])
+    def test_a_mapping_is_no_list_of_values(self, field: str) -> None:
+        with pytest.raises(SongError, match="in their order, is expected, and not a mapping"):
+            Songs([[1.0]] * 2, [0, 1, 2], **{field: {"b": "x", "a": "y"}})
+
+    def test_text_with_several_labels_does_not_fall_apart(self) -> None:
+        labels = ["jig|reel", "reel", "", None, ["a|b"]]
+        songs = Songs([[1.0]] * 5, range(6), task="multilabel", labels=labels)
+        assert songs.labels is not None
+        assert songs.labels.tolist() == [("jig", "reel"), ("reel",), (), None, ("a|b",)]
+
     def test_what_is_masked_is_missing(self) -> None:
         song = np.ma.masked_less(np.array([[1.0, 2.0], [-9.0, 1.0]]), 0)
         assert_array_equal(as_songs([song]).values, [[1, 2], [np.nan, 1]])

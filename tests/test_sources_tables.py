@@ -114,6 +114,18 @@ def test_a_row_per_song_keeps_empty_songs_and_several_labels(library: Any) -> No
         library(songs)
 
 
+@pytest.mark.parametrize("name", ["time", "Start_Time", "frame", "offset"])
+def test_a_time_does_not_pass_for_a_score(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"song,{name},jig,reel\na,0.0,1.5,-2.5\na,2.5,0.5,1.5\n")
+    given: dict[str, Any] = {"kind": "logit", "song": "song"}
+    with pytest.raises(SourceError, match=f"column '{name}': is named as a time is.*--time"):
+        read(path, **given)
+    np.testing.assert_array_equal(read(path, time=name, **given).start, [0, 2.5])
+    assert read(path, ignore=[name], **given).columns == ("jig", "reel")
+    assert read(path, columns=[name, "jig"], **given).columns == (name, "jig")
+
+
 def test_names_that_would_be_mistaken_are_refused() -> None:
     songs = Songs([[0.5]], [0, 1], columns=["label"], labels=["label"])
     with pytest.raises(SongError, match="column 'label'"):
@@ -567,6 +579,12 @@ def test_arrays_in_memory() -> None:
     assert_same_songs(
         from_stacked(songs.values.T, songs.lengths, ids=ids, transpose=True, **plain), expected
     )
+    said = {ids[-1]: "reel", ids[0]: "jig"}
+    known = from_arrays(by_name, **plain, labels=said)
+    assert known.labels is not None
+    assert known.labels.tolist() == [said.get(name) for name in ids]
+    with pytest.raises(SongError, match="song 'nobody': labels has it, but"):
+        from_arrays(by_name, **plain, labels={"nobody": "jig"})
     padded, mask = np.full((6, 9, 3), 77, np.float32), np.zeros((6, 9), bool)
     for i, array in enumerate(songs):
         padded[i, : len(array)], mask[i, : len(array)] = array, True

@@ -294,13 +294,29 @@ def from_arrays(
     transpose : bool
         Arrays are (n_columns, n_frames_i).
     **fields
-        The other parameters of `Songs`.
+        The other parameters of `Songs`. Where the arrays are a mapping, these may be as well;
+        what they say nothing of is unknown.
+
+    Raises
+    ------
+    SongError
+        Where a mapping names a song that is not there.
     """
     if isinstance(arrays, Mapping):
-        fields = {"ids": list(arrays)} | fields
+        fields = {"ids": list(arrays)} | {
+            name: _by_song(name, given, arrays) if isinstance(given, Mapping) else given
+            for name, given in fields.items()
+        }
         arrays = list(arrays.values())
     turned = [np.asarray(array).T if transpose else np.asarray(array) for array in arrays]
     return Songs.from_arrays(turned, kind=kind, **fields)
+
+
+def _by_song(name: str, given: Mapping[str, Any], songs: Mapping[str, Any]) -> list[Any]:
+    unknown = next((song for song in given if song not in songs), None)
+    if unknown is not None:
+        raise SongError(f"{name} has it, but there is no array of that name", song=str(unknown))
+    return [given.get(song) for song in songs]
 
 
 def from_stacked(

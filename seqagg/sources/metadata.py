@@ -187,9 +187,6 @@ def _said(batch: Batch, options: Options, joined: SongTable | None) -> Iterator[
     if joined is not None:
         fields |= joined.look_up(fields.get("ids", songs.ids))
     labels = fields.get("labels", songs.labels)
-    if labels is not None and songs.task == "multilabel":
-        labels = [label.split(_BAR) if isinstance(label, str) else label for label in labels]
-        fields["labels"] = labels
     if labels is not None and options.classes is not None:
         fields["labels"] = _named(labels, options, batch)
     yield from fields.items()

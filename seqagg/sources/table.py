@@ -178,8 +178,22 @@ def find_columns(
                 file=table.path,
                 column=name,
             )
+        if name.lower() in _TIMES:
+            raise SourceError(
+                "is named as a time is, not a score: --time or --end takes it, --ignore leaves it "
+                "out, --columns names the scores",
+                file=table.path,
+                column=name,
+            )
     return columns
 
+
+_TIMES = {
+    *("time", "times", "timestamp", "seconds", "second", "duration", "frame", "frame_index"),
+    *("start", "start_time", "start_s", "begin", "begin_time", "onset", "offset"),
+    *("end", "end_time", "end_s"),
+}
+"""What no class is called; without ``--columns`` it would pass for one."""
 
 _NO_SCORES = {"text": "text", "list": "lists", "whole": "whole numbers", "other": "no numbers"}
 
