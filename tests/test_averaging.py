@@ -358,7 +358,7 @@ class TestClasses:
             MeanLogOdds().fit(songs, y)
 
     def test_an_unknown_parameter_value_is_refused(self) -> None:
-        with pytest.raises(ParameterError, match="on_empty='skip' is neither 'error' nor 'prior'"):
+        with pytest.raises(ParameterError, match="on_empty='skip' is none of error, prior"):
             MeanLogOdds(on_empty="skip").fit(order_free_songs(6))
 
     def test_other_columns_at_prediction_are_named(self) -> None:

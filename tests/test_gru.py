@@ -832,6 +832,16 @@ class TestDevice:
             GRUAggregator(device=device).fit(order_songs(6))
         assert f"device={device!r}" in str(info.value)
 
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+    def test_what_a_gpu_has_learnt_is_answered_without_one(self, tmp_path: Path) -> None:
+        songs = order_songs(12)
+        model = GRUAggregator(**QUICK).fit(songs)
+        model.device = "cuda"  # as the parameters of a model from another machine say
+        model.save(tmp_path / "model.safetensors")
+        loaded = seqagg.load(tmp_path / "model.safetensors")
+        assert loaded.device == "cuda"
+        assert_array_equal(loaded.predict_proba(songs), model.predict_proba(songs))
+
     def test_auto(self) -> None:
         songs, queries = order_songs(12), order_songs(3, seed=1)
         found = GRUAggregator(**QUICK, device="auto").fit(songs).predict_proba(queries)

@@ -81,6 +81,7 @@ FLOW = [
     "checkpoints",
     "aggregators.checks",
     "aggregators.state",
+    "aggregators.parameters",
     "aggregators.votes",
     "aggregators.base",
     "aggregators",

@@ -10,6 +10,7 @@ not seen a song; what the rest will add is told from how much two say more than 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from seqagg.aggregators import aggregator_class, make_aggregator
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
+from seqagg.aggregators.parameters import check_range
 from seqagg.aggregators.saving import pack, unpack
 from seqagg.aggregators.state import from_text_array, text_array
 from seqagg.calibration import fit_mixture_weights, normalize, paired_gain, song_losses
@@ -88,8 +90,12 @@ class AutoAggregator(Aggregator):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        if isinstance(self.methods, str) or not self.methods:
+        if not isinstance(self.methods, list | tuple) or not self.methods:
             raise ParameterError("methods must be a list of names")
+        given = {} if self.parameters is None else self.parameters
+        if not (isinstance(given, Mapping) and all(isinstance(g, Mapping) for g in given.values())):
+            raise ParameterError("parameters must be a mapping from methods to mappings of theirs")
+        check_range("n_errors", self.n_errors, -math.inf, math.inf)
         if "auto" in self.methods:
             raise ParameterError("auto cannot choose itself")
         for name in self.methods:

@@ -38,6 +38,7 @@ from seqagg.aggregators.checks import (
     reorder_columns,
     unseen_label,
 )
+from seqagg.aggregators.parameters import check_choice, check_seed
 from seqagg.aggregators.votes import Votes
 from seqagg.calibration import (
     fit_calibration,
@@ -402,8 +403,9 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
 
     def _check_parameters(self) -> None:
         """Refuse parameters outside their range, with `ParameterError`."""
-        if self.on_empty not in ("error", "prior"):
-            raise ParameterError(f"on_empty={self.on_empty!r} is neither 'error' nor 'prior'")
+        check_choice("on_empty", self.on_empty, ("error", "prior"))
+        if hasattr(self, "random_state"):
+            check_seed("random_state", self.random_state)
 
     def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
         """Learn; return log scores of the training songs by models that had not seen them.

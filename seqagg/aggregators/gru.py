@@ -19,10 +19,9 @@ from seqagg.aggregators.base import Array, Floats, Ints, OnEmpty
 from seqagg.aggregators.batches import heard
 from seqagg.aggregators.network import (
     NetworkAggregator,
-    check_count,
-    check_range,
     mean_probability,
 )
+from seqagg.aggregators.parameters import check_choice, check_count, check_flag, check_range
 from seqagg.aggregators.recurrent import mean_and_highest
 from seqagg.aggregators.start import (
     CLIP,
@@ -232,7 +231,7 @@ class GRUAggregator(NetworkAggregator):
     n_jobs : int or None
         Networks trained side by side, as scikit-learn counts jobs. The answer is the same.
     device : {"cpu", "cuda", "auto"}
-        Where to compute.
+        Where to compute. Where there is no GPU, a loaded model answers on the processor.
     random_state : int
         Seed; the same seed gives the same bits on the same machine.
     on_empty : {"error", "prior"}
@@ -295,8 +294,8 @@ class GRUAggregator(NetworkAggregator):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        if self.base not in ("mean", "none"):
-            raise ParameterError(f"base={self.base!r} is neither 'mean' nor 'none'")
+        check_choice("base", self.base, ("mean", "none"))
+        check_flag("bidirectional", self.bidirectional)
         check_count("hidden_size", self.hidden_size)
         check_count("n_layers", self.n_layers)
         check_range("dropout", self.dropout, 0.0, 0.95)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,7 @@ from seqagg.aggregators.hmm_start import (
     whiten_within,
 )
 from seqagg.aggregators.hmm_state import PARTS, read_model, read_shape
+from seqagg.aggregators.parameters import check_above_0, check_choice, check_count, check_range
 from seqagg.aggregators.start import AverageStart, make_start
 from seqagg.aggregators.state import check_floats, from_text_array, text_array
 from seqagg.averages import RunningAverages, WholeSongs
@@ -188,19 +190,13 @@ class HMMAggregator(Aggregator):
             ("engine", ("seqagg", "hmmlearn")),
             ("dtype", ("float64", "float32")),
         ):
-            if getattr(self, name) not in allowed:
-                raise ParameterError(
-                    f"{name}={getattr(self, name)!r} is none of {', '.join(allowed)}"
-                )
+            check_choice(name, getattr(self, name), allowed)
         for name in ("min_frames", "n_restarts", "n_iter", "n_folds", "n_states"):
-            value = getattr(self, name)
-            if not (name == "n_states" and value == "auto") and not (
-                isinstance(value, int | np.integer) and value >= 1
-            ):
-                raise ParameterError(f"{name}={value!r} is no whole number above 0")
+            if not (name == "n_states" and self.n_states == "auto"):
+                check_count(name, getattr(self, name))
         check_n_jobs(self.n_jobs)
-        if not self.shrinkage > 0:
-            raise ParameterError(f"shrinkage={self.shrinkage!r} must be above 0")
+        check_above_0("shrinkage", self.shrinkage)
+        check_range("tol", self.tol, -math.inf, math.inf)
 
     def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
         if self.covariance_type == "full" and songs.n_columns > MOST_ROTATED:

@@ -21,9 +21,8 @@ from seqagg.aggregators.base import Array, Floats, Ints, OnEmpty
 from seqagg.aggregators.batches import heard
 from seqagg.aggregators.network import (
     NetworkAggregator,
-    check_count,
-    check_range,
 )
+from seqagg.aggregators.parameters import check_choice, check_count, check_range
 from seqagg.aggregators.pooling import POOLINGS, Parts, Pooling, make_pooling
 from seqagg.aggregators.start import (
     CLIP,
@@ -147,7 +146,7 @@ class MILAggregator(NetworkAggregator):
     n_jobs : int or None
         Networks trained side by side, as scikit-learn counts jobs. The answer is the same.
     device : {"cpu", "cuda", "auto"}
-        Where to compute.
+        Where to compute. Where there is no GPU, a loaded model answers on the processor.
     random_state : int
         Seed; the same seed gives the same bits on the same machine.
     on_empty : {"error", "prior"}
@@ -208,8 +207,7 @@ class MILAggregator(NetworkAggregator):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        if self.pooling not in POOLINGS:
-            raise ParameterError(f"pooling={self.pooling!r} is none of {', '.join(POOLINGS)}")
+        check_choice("pooling", self.pooling, list(POOLINGS))
         if self.network is not None and not isinstance(self.network, nn.Module):
             raise ParameterError("network must be a torch.nn.Module")
         check_count("hidden_size", self.hidden_size)

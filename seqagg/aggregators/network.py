@@ -13,6 +13,7 @@ import contextlib
 import copy
 import itertools
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -26,6 +27,7 @@ from seqagg.aggregators.base import Aggregator, Array, Floats, Ints
 from seqagg.aggregators.batches import SCORED_SONGS, Batches
 from seqagg.aggregators.gain import judged, training_helps
 from seqagg.aggregators.lessons import Lesson, Turn, make_turns
+from seqagg.aggregators.parameters import check_count, check_range
 from seqagg.aggregators.state import from_text_array, text_array
 from seqagg.aggregators.team import ALONE, Chance, Team, current_team, set_chance
 from seqagg.aggregators.training import (
@@ -148,12 +150,12 @@ class NetworkAggregator(Aggregator):
         check_range("learning_rate", self.learning_rate, 1e-8, 10.0)
         check_range("weight_decay", self.weight_decay, 0.0, 10.0)
         check_range("max_gradient", self.max_gradient, 1e-8, math.inf)
-        if self.device not in ("cpu", "auto") and not self.device.startswith("cuda"):
+        if not re.fullmatch(r"cpu|auto|cuda(:\d+)?", str(self.device)):
             raise ParameterError(f"device={self.device!r} is none of cpu, cuda, auto")
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ParameterError(f"device={self.device!r}: this machine has no CUDA device")
 
     def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ParameterError(f"device={self.device!r}: this machine has no CUDA device")
         batches, team = Batches(songs, self._device()), current_team()
         rounds = [self._folds(y, groups, number) for number in range(self.n_repeats)]
         folds = list(itertools.chain(*rounds))
@@ -390,9 +392,10 @@ class NetworkAggregator(Aggregator):
             return self._mean_scores(batches, np.arange(len(songs)), ALONE)
 
     def _device(self) -> torch.device:
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        # What a GPU has learnt is answered by a processor where there is no GPU.
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda" if self.device == "auto" else self.device)
 
     def _state(self) -> dict[str, Array]:
         return (
@@ -456,18 +459,6 @@ def _train_one(
 
     record = aggregator._train(network, batches, y, turn, nothing, Stage(), nothing)
     return {n: t.numpy() for n, t in network.state_dict().items()} | record_arrays(record)
-
-
-def check_count(name: str, value: Any) -> None:
-    """Refuse what is no whole number above 0."""
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise ParameterError(f"{name}={value!r} is no whole number above 0")
-
-
-def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Refuse a number outside its range."""
-    if not low <= value <= high:
-        raise ParameterError(f"{name}={value!r} is not in [{low}, {high}]")
 
 
 def _read_history(arrays: Mapping[str, Array]) -> list[History]:

@@ -17,6 +17,7 @@ from scipy.special import logit, softmax
 from sklearn.base import ClassifierMixin, clone
 
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
+from seqagg.aggregators.parameters import check_count
 from seqagg.aggregators.start import AverageStart, fit_logistic, make_start, mixed_classes
 from seqagg.aggregators.state import check_floats, from_text_array, text_array
 from seqagg.averages import Averages, HeldAverages, RunningAverages
@@ -253,9 +254,7 @@ class StackingAggregator(Aggregator):
     def _check_parameters(self) -> None:
         super()._check_parameters()
         for name in ("n_parts", "n_folds"):
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise ParameterError(f"{name}={value!r} is no whole number above 0")
+            check_count(name, getattr(self, name))
         if self.classifier is not None and not hasattr(self.classifier, "predict_proba"):
             raise ParameterError("the classifier of a stack needs predict_proba")
 
