@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import sys
 from importlib import import_module
 from types import FrameType, ModuleType
@@ -51,6 +52,9 @@ def run() -> None:
     ends, takes a third of the time of a short command.
     """
     gc.set_threshold(20_000, 50)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is spelled out
+            stream.reconfigure(errors="backslashreplace")
     # scikit-learn imports them, which takes longer than all the rest.
     for name in ("scipy.stats", "scipy.optimize"):
         import_later(name)

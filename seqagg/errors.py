@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 _LONGEST_NAME = 200
 _LONGEST = 2000
@@ -43,6 +45,18 @@ class SeqaggError(ValueError):
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions pickle by their positional arguments alone; joblib's workers need the rest.
         return _rebuild, (type(self), self.message, self.file, self.song, self.column)
+
+
+@contextlib.contextmanager
+def about(file: object) -> Iterator[None]:
+    """Let what is wrong with songs be said of this file, unless it names another."""
+    try:
+        yield
+    except SongError as error:
+        if error.file is not None:
+            raise
+        named = type(error)(error.message, file=str(file), song=error.song, column=error.column)
+        raise named from None
 
 
 def _shown(name: str) -> str:

@@ -46,13 +46,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         When the folder cannot be written. The target is then as it was.
     """
     target = Path(os.path.realpath(path))  # a link stays one
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target)
-    temporary, descriptor = _create_locked(target)
+    with _named(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        temporary, descriptor = _create_locked(target)
     try:
         yield temporary
         os.fsync(descriptor)
-        os.replace(temporary, target)
+        with _named(path):
+            os.replace(temporary, target)
         _flush_folder(target.parent)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -74,12 +76,19 @@ def try_to_write(path: str | os.PathLike[str]) -> None:
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     folder = next(folder for folder in target.parents if os.path.lexists(folder))
-    try:
+    with _named(path):
         temporary, descriptor = _create_locked(folder / target.name)
-    except OSError as error:  # of a name that nobody has asked for
-        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
     os.unlink(temporary)
     os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let errors speak of the path that was asked for, not of a temporary neighbour."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), os.fspath(path)) from None
 
 
 def same_file(one: str | os.PathLike[str], other: object) -> bool:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pyarrow.csv import CSVWriter
 
 from seqagg.cache import CacheBatches
-from seqagg.errors import ParameterError, SongError
+from seqagg.errors import ParameterError, SongError, about
 from seqagg.files import same_file
 from seqagg.places import Place, place_of, writing
 from seqagg.progress import counted
@@ -32,7 +32,7 @@ from seqagg.songs import Songs
 from seqagg.threads import ahead, behind
 
 if TYPE_CHECKING:
-    from seqagg.aggregators.base import Aggregator
+    from seqagg.aggregators.base import Aggregator, OnEmpty
 
 Ints = npt.NDArray[np.int64]
 
@@ -98,6 +98,7 @@ def predict_cache(
     *,
     split: str | None = None,
     escape_formulas: bool = False,
+    on_empty: OnEmpty | None = None,
 ) -> PredictionReport:
     """Label the songs of a cache with a fitted model and write them to a table.
 
@@ -112,6 +113,8 @@ def predict_cache(
     escape_formulas : bool
         Put an apostrophe before what a spreadsheet would take for a formula in a ``.csv`` table.
         By default the table says what the cache says.
+    on_empty : {"error", "prior"}, optional
+        What a song without a single frame gets; by default what the model was fitted with.
 
     Raises
     ------
@@ -125,10 +128,12 @@ def predict_cache(
         raise ParameterError(f"{out}: is the cache itself; the predictions must be another file")
     report = PredictionReport()
     # Reading starts before the model is there: to import what models are made of takes a second.
-    with ahead(_read(place_of(cache), split), _AHEAD) as batches:
+    with about(cache), ahead(_read(place_of(cache), split), _AHEAD) as batches:
         from seqagg.aggregators.saving import load
 
         aggregator = load(model)
+        if on_empty is not None:
+            aggregator.set_params(on_empty=on_empty)
         with writing(target) as temporary, counted("predict", "songs") as advance:
 
             def in_turn() -> Iterator[tuple[Songs, pa.Array | None]]:

@@ -30,7 +30,10 @@ _FINITE = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
 _SHOWN_SONGS, _SHOWN_COLUMNS = 6, 20
 """What a notebook shows of them."""
 
-_ALLOWED = {"probability": (0.0, 1.0), "logit": _FINITE}
+_ROUNDING = 1e-6
+"""How far beyond 0 and 1 a probability is still one: float32 and six digits of text round so."""
+
+ALLOWED = {"probability": (-_ROUNDING, 1 + _ROUNDING), "logit": _FINITE}
 """Kind of scores -> the least and the greatest that there may be."""
 
 
@@ -220,20 +223,17 @@ class Songs:
         self._check_scores()
 
     def _check_scores(self) -> None:
-        if self.kind == "log_odds" or _within(self.values, *_ALLOWED[self.kind]):
+        if self.kind == "log_odds" or _within(self.values, *ALLOWED[self.kind]):
             return
-        if self.kind == "probability":
-            bad = ((self.values < 0) | (self.values > 1)).any(axis=1)
-            what = "a probability outside [0, 1]"
-        else:
-            bad = np.isinf(self.values).any(axis=1)
-            what = "an infinite logit"
-        row = self.values[int(np.argmax(bad))]
-        song, frame = self._place_of(int(np.argmax(bad)))
-        wrong = np.isinf(row) if self.kind == "logit" else (row < 0) | (row > 1)
-        column = int(np.argmax(wrong))
+        least, most = ALLOWED[self.kind]
+        wrong = (self.values < least) | (self.values > most)
+        first = int(np.argmax(wrong.any(axis=1)))
+        song, frame = self._place_of(first)
+        column = int(np.argmax(wrong[first]))
+        logit = self.kind == "logit"
+        what = "an infinite logit" if logit else "a probability outside [0, 1]"
         raise SongError(
-            f"frame {frame} has {what}: {row[column]}",
+            f"frame {frame} has {what}: {self.values[first, column]}",
             song=song,
             column=str(column) if self.columns is None else self.columns[column],
         )

@@ -31,6 +31,10 @@ _MOST_CLASSES = 30
 
 
 _PIPE_WIDTH = 160
+
+_LEAST, _GAP = 4, 2
+"""Letters that a column needs at least, and those between two columns."""
+
 NAMED = 5
 """Items that a line names before it says how many more there are."""
 
@@ -62,9 +66,9 @@ def show_inspection(name: str, found: Inspection) -> None:
     for fact in facts:
         say(console, fact)
     say(console, "")
-    console.print(_parts_table(found), "")
+    show_table(console, _parts_table(found))
     if found.classes:
-        console.print(_classes_table(found), "")
+        show_table(console, _classes_table(found))
     hidden = len(found.classes) - _MOST_CLASSES
     if hidden > 0:
         say(console, f"and {hidden} classes more (--json has all)")
@@ -116,7 +120,7 @@ def show_benchmark(result: BenchmarkResult, out: Path | None) -> None:
     for reason, ids in result.left_out.items():
         say(console, f"Left out, {reason}: {len(ids)} ({shorten(ids, NAMED)}).")
     say(console, "")
-    console.print(_benchmark_table(result, rows), "")
+    show_table(console, _benchmark_table(result, rows))
     for sentence in result.verdicts():
         say(console, sentence)
     for note in result.notes:
@@ -197,6 +201,25 @@ def make_table(*headers: str, left: int = 1) -> Table:
     for i, header in enumerate(headers):
         table.add_column(header, justify="left" if i < left else "right", overflow="fold")
     return table
+
+
+def show_table(console: Console, table: Table) -> None:
+    """Print a table whose numbers stay whole; where there is no room, a value below the other."""
+    from rich.cells import cell_len
+
+    headers = [" ".join(str(column.header).split()) for column in table.columns]
+    rows = list(zip(*(map(str, column.cells) for column in table.columns), strict=True))
+    for i, column in enumerate(table.columns):
+        numbers = [row[i] for row in rows] if column.justify == "right" else []
+        column.min_width = max(map(cell_len, [*headers[i].split(), *numbers, " " * _LEAST]))
+    if sum((column.min_width or 0) + _GAP for column in table.columns) <= console.width + _GAP:
+        console.print(table, "")
+        return
+    for row in rows:
+        console.print(f"{headers[0]} {row[0]}", style="bold")
+        for header, cell in zip(headers[1:], row[1:], strict=True):
+            console.print(f"  {header}: {cell}")
+        console.print("")
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:

@@ -1028,3 +1028,41 @@ def test_a_rule_is_not_chosen_on_the_songs_of_the_fit(tmp_path):
     assert "the model was fitted to these songs" in done.stderr
     other = save(make_songs(seed=1, split=None), tmp_path / "other.parquet")
     assert CliRunner().invoke(cli.main, [*given, str(other)], input="").exit_code == 0
+
+
+def test_songs_without_frames_are_answered_if_asked(cache, tmp_path):
+    model, out = tmp_path / "model.safetensors", tmp_path / "labels.csv"
+    songs = seqagg.read_cache(cache)
+    seqagg.MeanLogOdds().fit(songs).save(model)
+    empty = Songs.from_arrays([songs[0], songs[1][:0]], columns=COLUMNS, ids=["full", "empty"])
+    some = save(empty, tmp_path / "some.parquet")
+    given = ["predict", str(model), str(some), "--out", str(out)]
+    done = CliRunner().invoke(cli.main, given)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"seqagg: {some}: song 'empty': no frame is left")
+    assert not out.exists()
+    assert CliRunner().invoke(cli.main, [*given, "--on-empty", "prior"]).exit_code == 0
+    rows = csv.DictReader(out.read_text().splitlines())
+    assert [row["song_id"] for row in rows] == ["full", "empty"]
+
+
+@pytest.mark.parametrize("width", ["25", "40", "80"])
+def test_numbers_stay_whole_on_a_narrow_terminal(width, tmp_path):
+    cache = save(make_songs(n=1234), tmp_path / "songs.parquet")
+    done = CliRunner().invoke(cli.main, ["inspect", str(cache)], env={"COLUMNS": width})
+    assert done.exit_code == 0
+    train = sum("train" in str(s) for s in seqagg.read_cache(cache).split)
+    assert str(train) in done.stdout.split()
+    if width == "25":
+        assert f"  songs: {train}\n" in done.stdout
+
+
+def test_a_terminal_of_few_letters_is_no_error(cache):
+    done = subprocess.run(
+        [sys.executable, "-m", "seqagg", "inspect", str(cache)],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\xb1" in done.stdout

@@ -411,6 +411,12 @@ class TestErrors:
         assert songs.labels is not None
         assert songs.labels.tolist() == [("jig", "reel"), ("reel",), (), None, ("a|b",)]
 
+    def test_probabilities_may_be_rounded(self) -> None:
+        songs = Songs([[1.0000001, -1e-7]], [0, 1], kind="probability")
+        assert_array_equal(songs.log_odds().values, np.float32([[LIMIT, -LIMIT]]))
+        with pytest.raises(SongError, match=r"frame 1 has a probability outside \[0, 1\]: 1.00001"):
+            Songs([[1.0000001, 0.5], [1.00001, 0.5]], [0, 2], kind="probability")
+
     def test_what_is_masked_is_missing(self) -> None:
         song = np.ma.masked_less(np.array([[1.0, 2.0], [-9.0, 1.0]]), 0)
         assert_array_equal(as_songs([song]).values, [[1, 2], [np.nan, 1]])

@@ -515,7 +515,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         if self.on_empty == "error" and not filled.all():
             empty = int(np.argmin(filled))
             raise SongError(
-                "no frame is left (on_empty='prior' answers with the class prior)",
+                "no frame is left (on_empty='prior', or --on-empty, answers with the class prior)",
                 song=str(songs.ids[empty]),
             )
         return filled

@@ -18,6 +18,7 @@ from seqagg.commands.options import (
     quiet_option,
     seed_option,
 )
+from seqagg.errors import about
 from seqagg.places import Place
 from seqagg.terminal import print_json, show_benchmark, warn
 
@@ -105,7 +106,7 @@ def benchmark(
     name, songs, checksum = _songs_to_compare(cache)
     if out is not None:
         try_to_write(out / "results.parquet")
-    with _fits_shown() as progress:
+    with _fits_shown() as progress, about(name if cache is None else cache):
         result = run(
             songs,
             chosen,

@@ -19,7 +19,7 @@ from seqagg.commands.options import (
     quiet_option,
     seed_option,
 )
-from seqagg.errors import ParameterError
+from seqagg.errors import ParameterError, about
 from seqagg.parsing import parse_json
 from seqagg.places import place_of
 from seqagg.terminal import print_json, show_fit, warn
@@ -130,11 +130,12 @@ def fit(
         manifest = find_shards(cache)
         trained_on = checksum(cache)
         songs = _read(cache, manifest, sample, engine)
-    chosen, name = _of_split(songs, split, "train")
-    used, left_out = _learnable(chosen)
+    with about(cache):
+        chosen, name = _of_split(songs, split, "train")
+        used, left_out = _learnable(chosen)
     large = _Large(cache, manifest, sample, name, trained_on) if manifest.n_songs > sample else None
     with _resumable(out, large) as kept:
-        with shown(), using(engine):
+        with shown(), using(engine), about(cache):
             if workers is None:
                 with hearing(None if large is None else large.lessons(method)):
                     aggregator.fit(used)

@@ -52,7 +52,11 @@ quiet_option = click.option(
     help="No progress, no warnings, no word on what was written.",
 )
 seed_option = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all chance."
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of all chance.",
 )
 cache_argument = click.argument("cache", type=PlaceType())
 

@@ -21,6 +21,7 @@ from seqagg.terminal import NAMED, make_console, print_json, say, shorten, warn
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from seqagg.aggregators.base import OnEmpty
     from seqagg.engines import Engine
     from seqagg.prediction import PredictionReport
     from seqagg.scale import Account
@@ -49,6 +50,12 @@ Examples:
     is_flag=True,
     help="In .csv, put ' before ids and labels that a spreadsheet would take for formulas.",
 )
+@click.option(
+    "--on-empty",
+    type=click.Choice(["error", "prior"]),
+    help="What a song without a single frame gets in a table: an error that names it, or the "
+    "class prior.  [default: as the model was fitted]",
+)
 @engine_options
 @json_option
 @quiet_option
@@ -58,6 +65,7 @@ def predict(
     out: Place,
     split: str | None,
     escape_formulas: bool,
+    on_empty: OnEmpty | None,
     engine: Engine,
     as_json: bool,
 ) -> None:
@@ -77,12 +85,16 @@ def predict(
     if escape_formulas and out.suffix != ".csv":
         raise ParameterError("--escape-formulas is for a .csv table")
     if not out.suffix:
+        if on_empty is not None:
+            raise ParameterError("--on-empty is for a table; for a folder, such songs are refused")
         _predict_folder(model, cache, out, split, engine, as_json)
         return
     if not engine.alone:
         raise ParameterError(f"{out} is one table; with --jobs or --engine, --out is a folder")
     with shown():
-        found = predict_cache(model, cache, out, split=split, escape_formulas=escape_formulas)
+        found = predict_cache(
+            model, cache, out, split=split, escape_formulas=escape_formulas, on_empty=on_empty
+        )
     if found.n_formulas and not escape_formulas:
         what = f"{found.n_formulas} cells begin as formulas do, and a spreadsheet would run them"
         warn([f"{what}; --escape-formulas makes them text"])

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from seqagg.cache_table import Names
 from seqagg.errors import SourceError
 from seqagg.logodds import Kind, Task
-from seqagg.songs import Songs
+from seqagg.songs import ALLOWED, Songs
 from seqagg.sources.base import Floats, Ints
 
 PER_SONG = ("label", "group", "split", "fold")
@@ -206,20 +206,16 @@ class RowsToSongs:
 
     def _check_scores(self, piece: Rows) -> None:
         """What `Songs` would refuse, where the row is still known."""
-        if self.kind == "probability":
-            low, high, what = 0.0, 1.0, "is no probability"
-        elif self.kind == "logit":
-            low, high, what = *_FINITE, "is no finite logit"
-        else:
+        if self.kind == "log_odds" or not piece.values.size:
             return
-        if not piece.values.size:
-            return
+        low, high = ALLOWED[self.kind]
+        what = "is no finite logit" if self.kind == "logit" else "is no probability"
         least, most = np.fmin.reduce(piece.values, None), np.fmax.reduce(piece.values, None)
         if least < low or most > high:
             bad = (piece.values < low) | (piece.values > high)
             row, column = divmod(int(np.argmax(bad)), bad.shape[1])
             raise self._error(
-                piece, row, self.columns[column], f"{piece.values[row, column]:g} {what}"
+                piece, row, self.columns[column], f"{piece.values[row, column]:.8g} {what}"
             )
 
     def _wrong(self, piece: Rows, row: int, role: str, what: str) -> SourceError:
