@@ -14,7 +14,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -163,22 +163,46 @@ def _check_schema(raw: bytes) -> None:
             if not stored or sum(e.file_size for e in entries) > len(raw):
                 _refuse("the classifier would unpack to more than it is")
             schema = json.loads(packed.read("schema.json"))
-        from skops.io._protocol import PROTOCOL
+            from skops.io._protocol import PROTOCOL
 
-        if type(schema["protocol"]) is not int or schema["protocol"] != PROTOCOL:
-            _refuse(f"the classifier is in protocol {schema['protocol']!r} of skops")
-        if _count_nodes(schema, {}) > _MOST_NODES:
-            _refuse("the classifier has too many parts")
+            if type(schema["protocol"]) is not int or schema["protocol"] != PROTOCOL:
+                _refuse(f"the classifier is in protocol {schema['protocol']!r} of skops")
+            trees: list[dict[str, Any]] = []
+            if _count_nodes(schema, {}, trees) > _MOST_NODES:
+                _refuse("the classifier has too many parts")
+            for tree in trees:
+                _check_arrays(tree, packed)
     except ModelFileError:
         raise
     except Exception as error:  # what zipfile raises depends on the byte that is wrong
         _refuse(f"the classifier cannot be read: {type(error).__name__}: {error}")
 
 
-def _count_nodes(value: Any, known: dict[Any, int]) -> int:
-    """Objects under a part of the schema, counted as often as they are referred to."""
+class _Known(NamedTuple):
+    """An object of the schema, and how many are under it."""
+
+    node: dict[str, Any]
+    n_nodes: int
+
+
+def _check_arrays(tree: dict[str, Any], packed: zipfile.ZipFile) -> None:
+    """Refuse a tree whose arrays have other dimensions: scikit-learn reads beyond them."""
+    inside = tree["content"]["content"]
+    nodes, values, n_classes = (
+        np.load(io.BytesIO(packed.read(array["file"])), allow_pickle=False)
+        for array in (inside["nodes"], inside["values"], tree["__reduce__"]["args"]["content"][1])
+    )
+    if (nodes.ndim, values.ndim, n_classes.ndim) != (1, 3, 1) or nodes.dtype.names is None:
+        _refuse("a tree of the classifier is none")
+
+
+def _count_nodes(value: Any, known: dict[Any, _Known], trees: list[dict[str, Any]]) -> int:
+    """Objects under a part of the schema, counted as often as they are referred to.
+
+    Those with an id are put into `known`, and trees into `trees`.
+    """
     if isinstance(value, list):
-        return sum(_count_nodes(item, known) for item in value)
+        return sum(_count_nodes(item, known, trees) for item in value)
     if not isinstance(value, dict):
         return 0
     if "__class__" in value or "__loader__" in value:
@@ -189,10 +213,16 @@ def _count_nodes(value: Any, known: dict[Any, int]) -> int:
                 + ", ".join(path.rpartition(".")[2] for path in CLASSIFIERS)
             )
         if value.get("__id__") in known:
-            return known[value["__id__"]]
-    count = 1 + sum(_count_nodes(item, known) for item in value.values())
+            before = known[value["__id__"]]
+            # skops takes what it has met first, so all of that name must be that.
+            if any(value.get(k) != before.node.get(k) for k in ("__loader__", "__class__", "file")):
+                _refuse("two parts of the classifier have one id")
+            return before.n_nodes
+        if value["__loader__"] == "TreeNode":
+            trees.append(value)
+    count = 1 + sum(_count_nodes(item, known, trees) for item in value.values())
     if "__id__" in value:
-        known[value["__id__"]] = count
+        known[value["__id__"]] = _Known(value, count)
     return count
 
 
