@@ -115,6 +115,7 @@ FLOW = [
     "problem",
     "timelines",
     "wording",
+    "result_files",
     "results",
     "benchmark",
     "report.facts",
