@@ -41,7 +41,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import seqagg
-from experiments.reliability.targets import small_songs
+from experiments.reliability.seeds import small_songs
 from experiments.runs import first_line
 from seqagg.cli import main as seqagg_command
 from seqagg.results import read_results
