@@ -55,7 +55,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.fsync(descriptor)
         with _named(path):
             os.replace(temporary, target)
-        _flush_folder(target.parent)
+        flush_folder(target.parent)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -121,6 +121,49 @@ def only_one(path: str | os.PathLike[str]) -> int:
     return descriptor
 
 
+@contextlib.contextmanager
+def taking_turns(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a lock file while the block runs, after whoever holds it now; then it is gone.
+
+    Parameters
+    ----------
+    path : path-like
+        The lock file, in a folder that is there. Without advisory locks there is none.
+    """
+    if fcntl is None:
+        yield
+        return
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if _is_still(path, descriptor):  # else who held it has removed it, and it locks nothing
+            break
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        os.unlink(path)
+        os.close(descriptor)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make durable which files are in it, and under which names."""
+    with contextlib.suppress(OSError):  # not every file system lets folders be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _is_still(path: str | os.PathLike[str], descriptor: int) -> bool:
+    """Whether an open file has that name."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
 def _create_locked(target: Path) -> tuple[Path, int]:
     while True:
         temporary = target.with_name(_temporary_name(target, secrets.token_hex(_N_CHANCE // 2)))
@@ -152,13 +195,3 @@ def _sweep(target: Path) -> None:
                 os.unlink(stale)
             finally:
                 os.close(descriptor)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the rename itself durable."""
-    with contextlib.suppress(OSError):  # not every file system lets folders be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -38,6 +39,9 @@ _LONGEST_LINE = 2**22
 
 _STREAMS = 64
 """Streams at first; there are twice as many whenever they do not suffice."""
+
+_MOST_DECIDED = 2**18
+"""Decided songs whose names are remembered: those of which a frame came last."""
 
 _SIDE_BY_SIDE = 256
 """Labelled songs that are listened to at a time."""
@@ -134,6 +138,10 @@ def _beliefs(model: Aggregator, songs: Songs) -> tuple[list[Floats], list[npt.ND
 class Listener:
     """Listens to any number of songs, and says what changes.
 
+    A song that is neither decided nor ended is remembered, since its next frame may still come. Of
+    decided songs the names are, so that what comes of them is not taken for new songs: a quarter of
+    a million, those first forgotten of which nothing has come for the longest time.
+
     Parameters
     ----------
     model : Aggregator
@@ -165,7 +173,7 @@ class Listener:
         self._place: dict[Song, int] = {}
         self._n_frames: dict[Song, int] = {}
         self._said: dict[Song, Any] = {}
-        self._decided: set[Song] = set()
+        self._decided: OrderedDict[Song, None] = OrderedDict()
 
     def hear(self, lines: Iterable[Line]) -> Iterator[Record]:
         """Take in lines, those of different songs at a time, and say what changes.
@@ -186,8 +194,10 @@ class Listener:
                     together, songs = [], set()
                 if line.scores is None:
                     yield from self._end(line.song)
-                    self._decided.discard(line.song)
-                elif line.song not in self._decided:
+                    self._decided.pop(line.song, None)
+                elif line.song in self._decided:
+                    self._decided.move_to_end(line.song)
+                else:
                     together.append(line)
                     songs.add(line.song)
         except SongError:
@@ -241,7 +251,9 @@ class Listener:
         due = self._every is not None and record["frame"] % self._every == 0
         if decided:
             yield record | {"status": "decided"}
-            self._decided.add(song)
+            self._decided[song] = None
+            if len(self._decided) > _MOST_DECIDED:
+                self._decided.popitem(last=False)
             self._drop(song)
         elif news or due:
             self._said[song] = record["prediction"]
@@ -325,9 +337,10 @@ def read_lines(source: BinaryIO, form: str) -> Iterator[Iterator[Line]]:
         Waited for.
     form : {"json", "csv"}
         JSON lines: ``{"song": "a", "scores": [...]}``, or the array alone where there is but one
-        song; scores may be an object, by the names of columns; ``{"song": "a", "end": true}``
-        says that no more will come. CSV: a header with the names of the columns, and ``song``
-        where there are several. A missing score is null, NaN or an empty cell.
+        song; scores may be an object, by the names of columns; ``"end": true``, with scores or
+        without, says that no more will come. CSV: a header with the names of the columns, and
+        ``song`` where there are several; all of them end with the input. A missing score is null,
+        NaN or an empty cell.
 
     Raises
     ------
@@ -340,18 +353,17 @@ def read_lines(source: BinaryIO, form: str) -> Iterator[Iterator[Line]]:
 
 
 def _parsed(
-    parse: Callable[[int, str], Line | None], numbered: Iterable[tuple[int, bytes]]
+    parse: Callable[[int, str], list[Line]], numbered: Iterable[tuple[int, bytes]]
 ) -> Iterator[Line]:
     for number, raw in numbered:
         try:
             text = raw.decode("utf-8").strip("\r\n")
-            line = parse(number, text) if text.strip() else None
+            lines = parse(number, text) if text.strip() else []
         except (ValueError, csv.Error) as error:
             if isinstance(error, SongError):
                 raise
             raise SongError(f"cannot be read: {error}", file=_place(number)) from None
-        if line is not None:
-            yield line
+        yield from lines
 
 
 def _complete_lines(source: BinaryIO) -> Iterator[list[tuple[int, bytes]]]:
@@ -368,23 +380,27 @@ def _complete_lines(source: BinaryIO) -> Iterator[list[tuple[int, bytes]]]:
         yield [(number + 1, rest)]
 
 
-def _parse_json(number: int, text: str) -> Line:
+def _parse_json(number: int, text: str) -> list[Line]:
+    """A frame of a song, its end, or both."""
     found = parse_json(text)
     if isinstance(found, list):
         found = {"scores": found}
     if not isinstance(found, dict):
         raise ValueError("neither an object nor an array")
-    song = found.get("song")
+    song, scores, ends = found.get("song"), found.get("scores"), found.get("end")
     if isinstance(song, bool) or not isinstance(song, str | int | None):
         raise ValueError(f"song is {json.dumps(song)}, neither text nor a whole number")
-    if found.get("end") is True and "scores" not in found:
-        return Line(number, song, None, None)
-    scores, columns = found.get("scores"), None
+    if not isinstance(ends, bool | None):
+        raise ValueError(f"end is {json.dumps(ends)}, neither true nor false")
+    end = [Line(number, song, None, None)] if ends else []
+    if ends and scores is None:
+        return end
+    columns = None
     if isinstance(scores, dict):
         columns, scores = tuple(scores), list(scores.values())
     if not isinstance(scores, list) or not scores:
         raise ValueError("there are no scores")
-    return Line(number, song, [_number(score) for score in scores], columns)
+    return [Line(number, song, [_number(score) for score in scores], columns), *end]
 
 
 def _number(score: Any) -> float:
@@ -405,17 +421,17 @@ class _CSVParser:
         self._columns: tuple[str, ...] = ()
         self._song: int | None = None
 
-    def __call__(self, number: int, text: str) -> Line | None:
+    def __call__(self, number: int, text: str) -> list[Line]:
         (row,) = csv.reader([text], strict=True)
         if not self._columns:
             self._read_header(row)
-            return None
+            return []
         n = len(self._columns) + (self._song is not None)
         if len(row) != n:
             raise ValueError(f"{len(row)} cells, not {n}")
         song = None if self._song is None else row.pop(self._song)
         scores = [float(cell) if cell.strip() else float("nan") for cell in row]
-        return Line(number, song, scores, self._columns)
+        return [Line(number, song, scores, self._columns)]
 
     def _read_header(self, row: list[str]) -> None:
         names = [name.strip().removeprefix("\ufeff") for name in row]

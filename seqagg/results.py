@@ -28,9 +28,20 @@ import pyarrow.parquet as pq
 
 from seqagg.errors import ResultsError
 from seqagg.evaluation import Comparison
-from seqagg.files import atomic_write
 from seqagg.markup import card, table
 from seqagg.parsing import parse_json
+from seqagg.result_files import (
+    PAGE_FILE,
+    PREDICTIONS_FILE,
+    RESULTS_FILE,
+    TIMELINES_FILE,
+    Own,
+    find_own,
+    moment_of,
+    place_of_own,
+    write_files,
+)
+from seqagg.shards import sha256_of
 from seqagg.songs import Songs
 from seqagg.wording import how_scored, points, verdict
 
@@ -204,31 +215,26 @@ class BenchmarkResult:
         facts = [how_scored(about, int(rows[0]["n_songs"])), *self.verdicts()]
         return card(str(about["cache"]), facts, [table(headers, lines, "Methods compared")])
 
-    def write(self, folder: str | os.PathLike[str]) -> None:
-        """Write the tables as ``results.parquet`` and so on, each whole or not at all.
+    def write(self, folder: str | os.PathLike[str], page: str | None = None) -> None:
+        """Write the tables as ``results.parquet`` and so on, all of them or none.
+
+        Killed at any moment, it leaves what `read_results` reads as the old tables, or as these.
 
         Parameters
         ----------
         folder : path-like
             Made if it is not there.
+        page : str, optional
+            From `seqagg.report.build_page`: written with the tables, as ``report.html``.
 
         Raises
         ------
         OSError
-            When the folder cannot be written.
+            When the folder cannot be written. The tables are then as they were.
         """
-        tables = {
-            "results": self.results,
-            "predictions": self.predictions,
-            "timelines": self.timelines,
-        }
-        for name, found in tables.items():
-            path = Path(folder) / f"{name}.parquet"
-            if found is None:
-                path.unlink(missing_ok=True)  # of an earlier benchmark
-                continue
-            with atomic_write(path) as temporary:
-                pq.write_table(found, temporary, compression="zstd", write_page_checksum=True)
+        others = {PREDICTIONS_FILE: self.predictions, TIMELINES_FILE: self.timelines}
+        pages = {} if page is None else {PAGE_FILE: page}
+        write_files(Path(folder), self.results, others | pages)
 
 
 def read_results(folder: str | os.PathLike[str]) -> BenchmarkResult:
@@ -249,33 +255,68 @@ def read_results(folder: str | os.PathLike[str]) -> BenchmarkResult:
         Names the file that is missing, damaged or not of this kind.
     """
     place = Path(folder)
-    results = _read_table(place / "results.parquet", RESULTS)
-    about = json.loads(results.schema.metadata[METADATA_KEY])
-    several = about["task"] == "multilabel"
-    predictions = _read_table(place / "predictions.parquet", predictions_schema(several), results)
-    told = place / "timelines.parquet"
+    found: BenchmarkResult | ResultsError
+    while True:
+        before = moment_of(place)
+        try:
+            found = _read_folder(place)
+        except ResultsError as error:
+            found = error
+        if moment_of(place) == before:  # else another benchmark was written meanwhile
+            break
+    if isinstance(found, ResultsError):
+        raise found
+    return found
+
+
+def _read_folder(place: Path) -> BenchmarkResult:
+    leader = place / RESULTS_FILE
+    results = _read_table(leader, RESULTS)
     try:
+        results, own = find_own(results)
+        about = json.loads(results.schema.metadata[METADATA_KEY])
+        schema = predictions_schema(about["task"] == "multilabel")
         found = BenchmarkResult(
             results=results,
-            predictions=predictions,
+            predictions=_read_beside(place, PREDICTIONS_FILE, schema, results, own),
             comparisons=(),
             classes=tuple(about["classes"]),
             left_out={why: tuple(songs["first"]) for why, songs in about["left_out"].items()},
             notes=tuple(about["notes"]),
-            timelines=_read_table(told, TIMELINES, results) if told.exists() else None,
+            timelines=_read_timelines(place, results, own),
         )
         return replace(found, comparisons=tuple(_read_comparisons(found, about)))
     except ResultsError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         what = f"is no table of a benchmark: {type(error).__name__}: {error}"
-        raise ResultsError(what, file=place / "results.parquet") from None
+        raise ResultsError(what, file=leader) from None
 
 
-def _read_table(
-    path: Path, columns: Sequence[str] | pa.Schema, beside: pa.Table | None = None
+def _read_timelines(place: Path, results: pa.Table, own: Own) -> pa.Table | None:
+    there = place_of_own(place, TIMELINES_FILE, own).exists()
+    if not there or own.get(TIMELINES_FILE, "") is None:
+        return None
+    return _read_beside(place, TIMELINES_FILE, TIMELINES, results, own)
+
+
+def _read_beside(
+    place: Path, name: str, columns: Sequence[str] | pa.Schema, results: pa.Table, own: Own
 ) -> pa.Table:
-    """Table of a benchmark with these columns and its provenance, that of the one beside it."""
+    """Table of the same benchmark as the results."""
+    try:
+        path = place_of_own(place, name, own)
+        found = _read_table(path, columns)
+        same = own.get(name) in (None, sha256_of(path))
+    except OSError as error:
+        raise ResultsError(f"cannot be read: {error}", file=place / name) from None
+    if not same or found.schema.metadata != results.schema.metadata:
+        raise ResultsError(f"is of another benchmark than {RESULTS_FILE}", file=path)
+    return found
+
+
+def _read_table(path: Path, columns: Sequence[str] | pa.Schema) -> pa.Table:
+    """Table of a benchmark with these columns and its provenance."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             found = file.read()
@@ -300,8 +341,6 @@ def _read_table(
             raise ResultsError(what, file=path, column=field.name)
         if found[field.name].null_count and field.name in _NEVER_NULL:
             raise ResultsError("a row says nothing", file=path, column=field.name)
-    if beside is not None and found.schema.metadata != beside.schema.metadata:
-        raise ResultsError("is of another benchmark than results.parquet", file=path)
     return found
 
 

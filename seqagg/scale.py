@@ -30,6 +30,7 @@ from seqagg.cache import read_batches
 from seqagg.cache_pieces import cache_files, open_parquet
 from seqagg.engines import Engine
 from seqagg.errors import CacheError, ModelFileError, ParameterError
+from seqagg.files import taking_turns
 from seqagg.manifest import Manifest, Shard
 from seqagg.model_file import check_suffix
 from seqagg.parsing import parse_json
@@ -275,7 +276,7 @@ def label_part(job: Job, part: Part) -> Record:
         When the table cannot be written: a disk that is full, say. Nothing of it is then visible.
     """
     out = place_of(job.out)
-    known = _finished(out, part)
+    known = _finished(out, part, job.split)
     if known is not None:
         return known
     record, report = Record(), PredictionReport()
@@ -355,18 +356,37 @@ def _intact(file: Place, part: Part) -> Place:
     return file
 
 
-def _finished(out: Place, part: Part) -> Record | None:
+def _finished(out: Place, part: Part, split: str | None) -> Record | None:
     """Record of a part that is done, its table being there as it was written."""
     try:
         record = Record(**parse_json(read_bytes(out / JOB / f"{part.name}.json")))
         table = out / f"{part.name}.parquet"
-        if record.failed is not None or size_of(table) != record.n_bytes:
+        if not _could_be(record, part, split) or size_of(table) != record.n_bytes:
             return None
         if sha256_of(table) != record.sha256:
             return None
     except (FileNotFoundError, ValueError, TypeError):
         return None
     return dataclasses.replace(record, before=True)
+
+
+def _could_be(record: Record, part: Part, split: str | None) -> bool:
+    """Whether a record says what `label_part` may have found out; its file may hold anything."""
+    lists = isinstance(record.refused, dict) and isinstance(record.unseen_labels, list)
+    if record.failed is not None or not lists or not isinstance(record.multilabel, bool):
+        return False
+    texts = [*record.refused, *record.refused.values(), *record.unseen_labels]
+    counts = [record.n_right, record.n_labelled, record.n_songs]
+    if not all(map(_is_text, texts)) or not all(type(n) is int for n in counts):
+        return False
+    n_met = record.n_songs + len(record.refused)
+    all_met = n_met == part.n_songs if split is None else n_met <= part.n_songs
+    return all_met and 0 <= counts[0] <= counts[1] <= counts[2]
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is text that can be written; JSON can hold half a character."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _model_bytes(model: Path) -> bytes:
@@ -394,18 +414,42 @@ def _claim(out: Place, job: Job, manifest: Manifest) -> None:
         "cache": manifest.digest(),
         "split": job.split,
     }
-    try:
-        there = parse_json(read_bytes(out / JOB / "job.json"))
-    except FileNotFoundError:
-        if out.exists() and (not out.is_dir() or any(True for _ in out.iterdir())):
-            raise ParameterError(f"{out} is there and holds no job; choose a new folder") from None
-        _write_json(out / JOB / "job.json", said)
-        return
-    except ValueError:
-        raise ParameterError(f"{out / JOB / 'job.json'} is damaged; choose a new folder") from None
+    file = out / JOB / "job.json"
+    # In this order: another job that has just begun says so before it writes anything else.
+    strange = out.exists() and (not out.is_dir() or any(p.name != JOB for p in out.iterdir()))
+    if not file.exists():
+        if strange:
+            raise ParameterError(f"{out} is there and holds no job; choose a new folder")
+        _write_first(file, said)
+    there = _read_job(file)
     other = [name for name in said if there.get(name) != said[name]]
     if other:
         raise ParameterError(f"{out} is of a job with another {other[0]}; choose a new folder")
+
+
+def _write_first(file: Place, content: dict[str, Any]) -> None:
+    """Write a file, unless somebody else has done so by now.
+
+    Object stores have no locks. Of two that write there at the same time, the one whose file was
+    written over finds the other's when it reads its own back, unless that came still later.
+    """
+    if isinstance(file, Remote):
+        _write_json(file, content)
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with taking_turns(file.with_name(f".{file.name}.lock")):
+        if not file.exists():
+            _write_json(file, content)
+
+
+def _read_job(file: Place) -> dict[str, Any]:
+    try:
+        there = parse_json(read_bytes(file))
+    except ValueError:
+        there = None
+    if not isinstance(there, dict):
+        raise ParameterError(f"{file} is damaged; choose a new folder")
+    return there
 
 
 def _write_json(place: Place, content: dict[str, Any]) -> None:

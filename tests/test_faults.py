@@ -54,6 +54,6 @@ def test_what_is_lost_is_seen() -> None:
         [sys.executable, "-c", CARELESS], capture_output=True, text=True, check=True
     )
     problems: list[str] = json.loads(done.stdout)
-    assert any("c.parquet is neither old nor new" in problem for problem in problems)
+    assert any("the folder is neither old nor new" in problem for problem in problems)
     assert any(problem.startswith("files may not grow") for problem in problems)
     assert not any(problem.startswith("may not write") for problem in problems), "in this it cannot"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from seqagg.files import atomic_write, same_file, try_to_write
+from seqagg.files import atomic_write, same_file, taking_turns, try_to_write
 
 needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="no advisory locks")
 
@@ -188,3 +188,44 @@ def test_writers_at_the_same_time_leave_one_whole_file(tmp_path: Path) -> None:
     assert errors == []
     assert target.read_text() in contents
     assert list(tmp_path.iterdir()) == [target]
+
+
+KILLED_HOLDER = """
+import os, signal, sys
+from seqagg.files import taking_turns
+
+with taking_turns(sys.argv[1]):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@needs_locks
+def test_one_after_the_other_and_no_lock_is_left(tmp_path: Path) -> None:
+    at_work: list[int] = []
+    crowds: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(50):
+            with taking_turns(tmp_path / "lock"):
+                at_work.append(number)
+                crowds.append(len(at_work))
+                at_work.remove(number)
+
+    threads = [threading.Thread(target=work, args=[number]) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert crowds == [1] * 200
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_locks
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_HOLDER, tmp_path / "lock"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (tmp_path / "lock").exists()
+    with taking_turns(tmp_path / "lock"):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -117,6 +117,7 @@ FLOW = [
     "problem",
     "timelines",
     "wording",
+    "result_files",
     "results",
     "benchmark",
     "report.facts",

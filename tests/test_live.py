@@ -127,6 +127,25 @@ class TestListening:
             ("a", 1, "metal", "ended"),
         ]
 
+    def test_a_last_frame_may_say_that_it_is_the_last(self, file: Path) -> None:
+        lines: list[Any] = [
+            {"song": "a", "scores": [9, 0, 0], "end": False},
+            {"song": "a", "scores": [0, 99, 0], "end": True},
+            {"song": "a", "scores": [0, 0, 9], "end": None},
+            {"song": "b", "scores": {"jazz": 9, "metal": 0, "blues": 0}, "end": True},
+            {"song": "a", "scores": None, "end": True},
+        ]
+        found = records(file, text=json_lines(lines))
+        assert [(r["song"], r["frame"], r["prediction"], r["status"]) for r in found] == [
+            ("a", 1, "blues", "playing"),
+            ("a", 2, "jazz", "playing"),
+            ("a", 2, "jazz", "ended"),
+            ("a", 1, "metal", "playing"),
+            ("b", 1, "jazz", "playing"),
+            ("b", 1, "jazz", "ended"),
+            ("a", 1, "metal", "ended"),
+        ]
+
     def test_missing_scores_are_skipped_and_counted(self, file: Path) -> None:
         found = records(file, text="[null, 1, 2]\n\n[NaN, 0, 0]\n[5, 0, 0]\n")
         assert [(r["frame"], r["status"]) for r in found][-1] == (3, "ended")
@@ -191,6 +210,30 @@ class TestDeciding:
             ("b", "blues", "playing"),
             ("b", "blues", "ended"),
         ]
+
+    def test_what_ends_with_a_frame_begins_anew_decided_or_not(self, file: Path) -> None:
+        lines = [{"song": "a", "scores": [9, 0, 0], "end": end} for end in (False, True, True)]
+        found = records(file, "--threshold", 0.5, text=json_lines(lines))
+        assert [(r["frame"], r["status"]) for r in found] == [(1, "decided")] * 2
+
+    def test_of_songs_without_end_a_bounded_number_is_remembered(
+        self, model: Aggregator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of decided songs: those are forgotten of which nothing has come for longest."""
+        monkeypatch.setattr("seqagg.live._MOST_DECIDED", 3)
+        listener = Listener(model, rule=EarlyRule(0.5))
+
+        def decided(*songs: str) -> list[Any]:
+            return [r["song"] for r in listener.hear(line(song, 9, 0, 0) for song in songs)]
+
+        assert decided("a", "b", "c") == ["a", "b", "c"]
+        assert decided("a", "d", "a", "c", "d") == ["d"]
+        assert list(listener._decided) == ["a", "c", "d"]
+        assert decided("b") == ["b"], "it was forgotten"
+        for i in range(1000):
+            assert decided(str(i)) == [str(i)]
+        assert len(listener._decided) == 3
+        assert len(listener._stream) == 64, "streams are used again"
 
     def test_not_before_so_many_frames(self, file: Path) -> None:
         text = json_lines([[9.0, 0, 0]] * 4)
@@ -269,6 +312,10 @@ class TestRefusals:
             ("[1, 2, 1" + "0" * 400 + "]", "a score is beyond all floats"),
             ('{"song": "a"}', "there are no scores"),
             ('{"song": "a", "scores": []}', "there are no scores"),
+            ('{"song": "a", "scores": [], "end": true}', "there are no scores"),
+            ('{"song": "a", "scores": null}', "there are no scores"),
+            ('{"song": "a", "scores": [1, 2, 3], "end": 1}', "end is 1, neither true nor false"),
+            ('{"song": "a", "end": "yes"}', 'end is "yes", neither true nor false'),
             ('{"song": ["a"], "scores": [1, 2, 3]}', 'song is ["a"], neither'),
             ("7", "neither an object nor an array"),
             ('{"scores": {"blues": 1, "jazz": 2}}', "column 'metal'"),
@@ -369,3 +416,12 @@ class TestProcess:
             stdin.write(b"[0, 99, 0]\n")  # a change, to be said to nobody
             assert process.wait(30) == 0
             assert stderr.read() == b""
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="no such shell")
+    @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])
+    def test_nobody_to_hear_or_to_speak_to(self, file: Path, closed: str) -> None:
+        command = f"'{sys.executable}' -m seqagg stream '{file}' {closed}"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith("seqagg: standard input or output is closed")
+        assert done.stderr.count("\n") == 1

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,34 @@ class TestFaults:
         assert predict_folder(model, folder, out).n_before == 1
         assert tables(out).equals(expected)
 
+    @pytest.mark.parametrize(
+        "said",
+        [
+            *({"n_songs": value} for value in ("x", None, -5, 29, 31, 30.0, True, [])),
+            *({"refused": value} for value in ([], "x", {"song": None}, {"\ud800": "why"})),
+            {"n_labelled": 31},
+            {"n_right": 31},
+            {"unseen_labels": [1]},
+            {"unseen_labels": "x"},
+            {"multilabel": None},
+            {"n_bytes": "x"},
+            {"sha256": None},
+            {"failed": 0},
+            {"another": 1},
+        ],
+    )
+    def test_a_part_whose_record_is_damaged_is_done_again(
+        self, model: Path, folder: Path, tmp_path: Path, said: dict[str, Any]
+    ) -> None:
+        undisturbed = predict_folder(model, folder, tmp_path / "out")
+        file = tmp_path / "out" / "_job" / f"{PARTS[2]}.json"
+        whole = file.read_text()
+        file.write_text(json.dumps(json.loads(whole) | said))
+        account = predict_folder(model, folder, tmp_path / "out")
+        assert account.n_before == 3
+        assert account.as_json() | {"n_done_before": 0} == undisturbed.as_json()
+        assert file.read_text() == whole
+
     def test_a_driver_that_was_killed_goes_on_when_it_is_started_again(
         self, model: Path, folder: Path, expected: pa.Table, tmp_path: Path
     ) -> None:
@@ -311,6 +340,91 @@ class TestFaults:
         assert (list(account.refused), list(account.failed)) == ([str(songs.ids[5])], [PARTS[2]])
         assert sorted(out + refused) == sorted(map(str, songs.ids))
         assert (account.n_out, account.n_refused) == (len(out), len(refused)) == (89, 31)
+
+
+class TestTwoJobs:
+    """Of one folder, at the same time."""
+
+    @pytest.fixture
+    def other(self, tmp_path: Path, songs: Songs) -> Path:
+        labelled = songs[[label is not None for label in songs.labels]]
+        seqagg.MeanProbability().fit(labelled).save(tmp_path / "other.safetensors")
+        return tmp_path / "other.safetensors"
+
+    def test_the_second_is_refused(
+        self,
+        model: Path,
+        other: Path,
+        folder: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        write = scale._write_json
+        both_there, asked = threading.Barrier(2), set()
+        errors: dict[Path, ParameterError] = {}
+        is_there = Path.exists
+
+        def slowly(*args: Any) -> None:
+            time.sleep(0.3)  # in which the other one could come between
+            write(*args)
+
+        def in_step(self: Path) -> bool:
+            found = is_there(self)
+            me = threading.get_ident()
+            if self.name == "job.json" and me not in asked:
+                asked.add(me)
+                both_there.wait(timeout=60)
+            return found
+
+        def label(file: Path) -> None:
+            try:
+                predict_folder(file, folder, tmp_path / "out")
+            except ParameterError as error:
+                errors[file] = error
+
+        monkeypatch.setattr(scale, "_write_json", slowly)
+        monkeypatch.setattr(Path, "exists", in_step)
+        threads = [threading.Thread(target=label, args=[file]) for file in (model, other)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        monkeypatch.undo()
+        ((loser, error),) = errors.items()
+        assert "is of a job with another model; choose a new folder" in str(error)
+        winner = other if loser == model else model
+        predict_cache(winner, folder, tmp_path / "expected.parquet")
+        assert tables(tmp_path / "out").equals(pq.read_table(tmp_path / "expected.parquet"))
+        names = [path.name for path in (tmp_path / "out" / "_job").iterdir()]
+        assert sorted(names) == ["account.json", "job.json", *(f"{part}.json" for part in PARTS)]
+
+    def test_in_a_bucket_whose_job_was_written_over(
+        self,
+        model: Path,
+        other: Path,
+        folder: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        out, write = f"memory://{tmp_path}/out", scale._write_json
+
+        def written_over(place: Any, content: dict[str, Any]) -> None:
+            write(place, content)
+            write(place, content | {"model": "another one's"})
+
+        monkeypatch.setattr(scale, "_write_json", written_over)
+        with pytest.raises(ParameterError, match="another model"):
+            predict_folder(model, folder, out)
+
+    def test_one_that_was_killed_as_it_began_leaves_a_folder_that_will_do(
+        self, model: Path, folder: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "out" / "_job").mkdir(parents=True)
+        for name in (".job.json.lock", ".job.0123456789ab.tmp.json"):
+            (tmp_path / "out" / "_job" / name).touch()
+        assert predict_folder(model, folder, tmp_path / "out").n_out == 120
+        hidden = [p.name for p in (tmp_path / "out" / "_job").iterdir() if p.name.startswith(".")]
+        assert hidden == []
 
 
 class TestProcesses:
@@ -401,6 +515,16 @@ class TestRefusals:
         seqagg.MeanProbability().fit(order_free_songs(9)).save(model)
         with pytest.raises(ParameterError, match="another model"):
             predict_folder(model, folder, tmp_path / "out")
+
+    @pytest.mark.parametrize("said", ["[]", "null", "7", '"x"', "{", "", "\x00", "[" * 9999])
+    def test_a_folder_whose_job_is_damaged(
+        self, model: Path, folder: Path, tmp_path: Path, said: str
+    ) -> None:
+        predict_folder(model, folder, tmp_path / "out")
+        (tmp_path / "out" / "_job" / "job.json").write_text(said)
+        done = run("predict", model, folder, "--out", tmp_path / "out", exit_code=2)
+        assert done.stderr.count("\n") == 1
+        assert "job.json is damaged; choose a new folder" in done.stderr
 
     def test_a_folder_with_something_else(self, model: Path, folder: Path) -> None:
         with pytest.raises(ParameterError, match="new folder"):

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from experiments.reliability.targets import QUICK, small_songs
+from experiments.reliability.seeds import QUICK, small_songs
 from experiments.runs import first_line
 from seqagg.aggregators import AGGREGATORS, make_aggregator
 from seqagg.aggregators.base import Aggregator

@@ -3,8 +3,8 @@
     python -m experiments.reliability.faults --kills 200
 
 Every command runs in a process forked from one that has imported everything. Killed with SIGKILL at
-a random moment, every other time one at which it writes, its old output must be as it was, or the
-new one be there whole; and the same command, run again, must give what it gives undisturbed and
+a random moment, every other time one at which it writes, the folder must be read as it was, or as
+the new one, whole; and the same command, run again, must give what it gives undisturbed and
 leave nothing beside it.
 
 On a disk that is full or read-only, with files that may not grow, folders that they may not write
@@ -24,6 +24,7 @@ import itertools
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,16 +33,18 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 import seqagg
-from experiments.reliability.targets import small_songs
+from experiments.reliability.seeds import small_songs
 from experiments.runs import first_line
 from seqagg.cli import main as seqagg_command
+from seqagg.results import read_results
 
 OLD = b"what was there before"
 
@@ -58,11 +61,26 @@ class Work:
         Files that it writes into the folder.
     same : callable
         Whether a file says the same as another.
+    read : callable, optional
+        What a folder says, read as a whole; the bytes of the files, if it is not given.
+    before : tuple of str, optional
+        Arguments that make what was there before; without them, every file is `OLD`.
     """
 
     arguments: tuple[str, ...]
     outputs: tuple[str, ...]
     same: Callable[[Path, Path], bool]
+    read: Callable[[Path], object] | None = None
+    before: tuple[str, ...] = ()
+
+    def state(self, folder: Path) -> object:
+        """What a folder says; an error, where nobody could read it."""
+        try:
+            if self.read is not None:
+                return self.read(folder)
+            return [(folder / file).read_bytes() for file in self.outputs]
+        except (OSError, seqagg.SeqaggError) as error:
+            return error
 
 
 def same_bytes(one: Path, other: Path) -> bool:
@@ -72,14 +90,23 @@ def same_bytes(one: Path, other: Path) -> bool:
 
 def same_results(one: Path, other: Path) -> bool:
     """Whether tables of a benchmark say the same, but for how long it took."""
-    tables = []
-    for path in (one, other):
-        rows = pq.read_table(path).to_pylist()
-        tables.append([r for r in rows if not str(r.get("metric", "")).endswith("_seconds")])
-    return str(tables[0]) == str(tables[1])
+    return _timeless(pq.read_table(one)) == _timeless(pq.read_table(other))
+
+
+def read_all(folder: Path) -> list[str]:
+    """What the tables of a benchmark say, but for how long it took."""
+    found = read_results(folder)
+    tables = (found.results, found.predictions, found.timelines)
+    return [_timeless(table) for table in tables if table is not None]
+
+
+def _timeless(table: pa.Table) -> str:
+    rows = table.to_pylist()
+    return str([r for r in rows if not str(r.get("metric", "")).endswith("_seconds")])
 
 
 _GRU = ("epochs=25", "hidden_size=8", "n_folds=2", "n_jobs=1")
+_BENCHMARK = ("benchmark", "{in}/songs.parquet", "--methods", "mean,logodds", "--out", "{out}")
 
 WORKS: dict[str, Work] = {
     "convert": Work(
@@ -101,9 +128,11 @@ WORKS: dict[str, Work] = {
         same_bytes,
     ),
     "benchmark": Work(
-        ("benchmark", "{in}/songs.parquet", "--methods", "mean,logodds", "--out", "{out}"),
-        ("results.parquet", "predictions.parquet"),
+        _BENCHMARK,
+        ("results.parquet", "predictions.parquet", "timelines.parquet"),
         same_results,
+        read_all,
+        (*_BENCHMARK, "--cv", "3", "--timelines", "0"),
     ),
 }
 
@@ -116,8 +145,8 @@ class Report:
     ----------
     counts : dict of str to Counter of str
         For every command that was killed, and every fault: ``tried`` and ``survived``; for kills
-        also after how many of them an output was still ``old``, already ``new``, and how often
-        there was something to go on from (``resumed``).
+        also after how many of them the folder was still the ``old`` one, already the ``new`` one,
+        and how often there was something to go on from (``resumed``).
     problems : list of str
     """
 
@@ -178,10 +207,17 @@ def make_inputs(folder: Path) -> None:
 
 
 def make_expected(folder: Path) -> dict[str, float]:
-    """What every command gives, undisturbed, and the seconds that it takes."""
+    """What was there before each command, what it gives undisturbed, and the seconds it takes."""
     make_inputs(folder / "in")
     durations = {}
     for name, work in WORKS.items():
+        old = folder / "old" / name
+        old.mkdir(parents=True)
+        if work.before:
+            forked(replace(work, arguments=work.before), folder / "in", old)
+        else:
+            for file in work.outputs:
+                (old / file).write_bytes(OLD)
         begun = time.perf_counter()
         if (status := forked(work, folder / "in", folder / "expected" / name)) != 0:
             raise RuntimeError(f"{name} exits with {status}, undisturbed")
@@ -210,22 +246,23 @@ def kill_once(name: str, folder: Path, seconds: float, written: bool, report: Re
 
     Gives whether it still ran by then.
     """
-    work, expected = WORKS[name], folder / "expected" / name
+    work, old, expected = WORKS[name], folder / "old" / name, folder / "expected" / name
     problems = []
-    with _old_output(work, folder) as out:
+    with _copy_of(old) as out:
         status = forked(work, folder / "in", out, until=_moment(seconds, out if written else None))
         if status == 0:
             return False
         if status != -signal.SIGKILL:
             problems.append(f"exits with {status}")
         count = report.counts[f"kill {name}"]
-        for file in work.outputs:
-            if (out / file).read_bytes() == OLD:
-                count["old"] += 1
-            elif work.same(out / file, expected / file):
-                count["new"] += 1
-            else:
-                problems.append(f"{file} is neither old nor new")
+        found = work.state(out)
+        if found == work.state(old):
+            count["old"] += 1
+        elif found == work.state(expected):
+            count["new"] += 1
+        else:
+            what = found if isinstance(found, Exception) else "some of it is another"
+            problems.append(f"the folder is neither old nor new: {what}")
         count["resumed"] += any(path.is_dir() for path in out.iterdir())
         if forked(work, folder / "in", out) != 0:
             problems.append("does not run again")
@@ -257,13 +294,12 @@ def _files(folder: Path) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _old_output(work: Work, folder: Path) -> Iterator[Path]:
+def _copy_of(old: Path) -> Iterator[Path]:
     """A folder with the outputs of before."""
-    with tempfile.TemporaryDirectory(dir=folder) as name:
+    with tempfile.TemporaryDirectory(dir=old.parent) as name:
         out = Path(name)
+        shutil.copytree(old, out, dirs_exist_ok=True)
         out.chmod(0o755)
-        for file in work.outputs:
-            (out / file).write_bytes(OLD)
         yield out
 
 
@@ -288,7 +324,7 @@ def turn_the_clock_back(folder: Path, report: Report) -> None:
 
     for name, work in WORKS.items():
         expected = folder / "expected" / name
-        with _old_output(work, folder) as out:
+        with _copy_of(folder / "old" / name) as out:
             forked(work, folder / "in", out, until=_moment(0.05))
             for path in (*(folder / "in").rglob("*"), *out.rglob("*")):
                 os.utime(path, (tomorrow, tomorrow))
@@ -320,8 +356,9 @@ class Disk:
 
 def _mounted(options: str, fill: bool) -> Callable[[Path, Path], Callable[[], object] | None]:
     def spoil(given: Path, out: Path) -> Callable[[], object] | None:
-        kept = {path.name: path.read_bytes() for path in out.iterdir()}
-        size = "size=64k,mode=755"
+        kept = _contents(out)
+        n_pages = 16 + sum(1 + len(data) // 4096 for data in kept.values())
+        size = f"size={4 * n_pages}k,mode=755"
         command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(out)]
         if os.getuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
             return None
@@ -375,24 +412,29 @@ def meet_disks(folder: Path, report: Report) -> None:
     """Let every command meet every fault of a disk that can be made here."""
     said = folder / "said"
     for (fault, disk), (name, work) in itertools.product(DISKS.items(), WORKS.items()):
-        with _old_output(work, folder) as out:
+        with _copy_of(folder / "old" / name) as out:
+            kept = _contents(out)
             before = disk.spoil(folder / "in", out)
             if before is None:
                 continue
             try:
                 status = forked(work, folder / "in", out, before=before, said=said)
-                # What a fit has found out by then is not lost, either.
-                left = {path.name for path in out.iterdir() if path.suffix != ".partial"}
-                kept = all((out / file).read_bytes() == OLD for file in work.outputs)
+                left = _contents(out)
             finally:
                 disk.mend(folder / "in", out)
         problems = []
         words = said.read_text()
         if status != 2 or words.count("\n") != 1 or not words.startswith("seqagg: "):
             problems.append(f"{name} exits with {status} and says {words!r}")
-        if not kept or left - {"filler"} != set(work.outputs):
+        if left != kept:
             problems.append(f"{name} leaves {', '.join(sorted(left))}")
         report.add(fault, problems)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """What is in it, but for what a fit has found out by then, which is not lost either."""
+    paths = [p for p in folder.iterdir() if p.suffix != ".partial" and p.name != "filler"]
+    return {path.name: path.read_bytes() if path.is_file() else b"" for path in paths}
 
 
 # Processes.

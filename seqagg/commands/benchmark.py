@@ -146,11 +146,14 @@ def _songs_to_compare(cache: Place | None) -> tuple[str, Songs, str]:
 
 def _write(result: BenchmarkResult, out: Path) -> None:
     from seqagg.progress import waiting
-    from seqagg.report import write_report
+    from seqagg.report import build_page
 
+    page = None
     with waiting("report"):
-        result.write(out)
-        write_report(result, out / "report.html")
+        try:
+            page = build_page(result)
+        finally:  # what took hours to find is written, whatever becomes of the page
+            result.write(out, page)
 
 
 @contextmanager

@@ -90,8 +90,10 @@ def stream(
 
     Reads a frame per line from standard input: {"song": "a", "scores": [...]} with the scores in
     the order of the model's columns (or an object, by name), or the array alone where there is but
-    one song; {"song": "a", "end": true} says that no more will come. With --format csv, rows under
-    a header that names the columns, and the column song. A missing score is null or empty.
+    one song; "end": true, with scores or without, says that no more will come of the song. With
+    --format csv, rows under a header that names the columns, and the column song; all songs end
+    with the input. A missing score is null or empty. Songs that neither end nor are decided are
+    remembered: if there is no end of songs, let each have its own.
 
     Prints a JSON object per line, with --json or without: at a song's first frame, when its
     prediction changes, when it is decided (what comes of it later is not listened to), and when it
@@ -107,6 +109,8 @@ def stream(
         raise ParameterError("--threshold and --error-rate exclude each other")
     if min_frames is not None and threshold is None:
         raise ParameterError("--min-frames goes with --threshold")
+    if sys.stdin is None or sys.stdout is None:
+        raise ParameterError("standard input or output is closed: nothing can be heard or said")
     fitted, rule = load(model), NEVER
     if threshold is not None:
         rule = EarlyRule(threshold, min_frames or 1)
