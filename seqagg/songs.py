@@ -90,7 +90,7 @@ class Songs:
         start: npt.ArrayLike | None = None,
         note: str = "",
     ) -> None:
-        self.values = np.ascontiguousarray(values, dtype=np.float32)
+        self.values = np.ascontiguousarray(_real(values), dtype=np.float32)
         self.offsets = np.ascontiguousarray(offsets, dtype=np.int64)
         self.columns = None if columns is None else tuple(str(c) for c in columns)
         self.kind: Kind = kind
@@ -124,7 +124,7 @@ class Songs:
         **fields
             The other parameters of `Songs`.
         """
-        frames = [np.asarray(a, dtype=np.float32) for a in arrays]
+        frames = [np.asarray(_real(a), dtype=np.float32) for a in arrays]
         ids = fields.get("ids")
         names = list(ids) if ids is not None else [str(i) for i in range(len(frames))]
         if ids is not None:
@@ -399,14 +399,26 @@ def as_songs(X: Any) -> Songs:
     """
     if isinstance(X, Songs):
         return X
-    if isinstance(X, np.ndarray) and X.dtype != object and X.ndim == 2:
+    if isinstance(X, np.ndarray) and X.ndim == 2:
         return Songs(X, np.arange(len(X) + 1))
+    # To go through these one by one would give something else than rows.
+    if hasattr(X, "toarray"):
+        raise SongError("sparse input is not supported; pass its toarray()")
+    if hasattr(X, "columns"):
+        raise SongError("expected Songs, got a table; seqagg.sources.from_dataframe makes them")
     if isinstance(X, str | bytes) or not isinstance(X, Iterable):
         raise SongError(f"expected Songs or a list of frame arrays, got {type(X).__name__}")
     arrays = list(X)
     if not arrays:
         raise SongError("no songs")
     return Songs.from_arrays(arrays)
+
+
+def _real(scores: npt.ArrayLike) -> npt.ArrayLike:
+    """Scores as they are, unless a conversion to float32 would drop their imaginary part."""
+    if isinstance(scores, np.ndarray) and scores.dtype.kind == "c":
+        raise SongError("Complex data not supported: scores are real numbers")
+    return scores
 
 
 def _is_arrow(items: Any) -> bool:
