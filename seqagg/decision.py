@@ -64,12 +64,15 @@ def best_thresholds(log_odds: Floats, y: Ints) -> Floats:
     Returns
     -------
     ndarray of shape (n_classes,)
-        0.5 for a class that is on every song or on none.
+        Between 0 and 1; 0.5 for a class that is on every song or on none.
     """
     n_with = y.sum(axis=0)
     n_least = np.minimum(n_with, len(y) - n_with)
     cuts = [_best_cut(log_odds[:, k], y[:, k]) if n_least[k] else 0.0 for k in range(y.shape[1])]
-    return np.asarray(expit(np.array(cuts) * n_least / (n_least + _SHRINKAGE)))
+    thresholds = expit(np.array(cuts) * n_least / (n_least + _SHRINKAGE))
+    # A cut far out would be rounded to a certainty.
+    least, most = np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg
+    return np.asarray(np.clip(thresholds, least, most))
 
 
 def _best_cut(log_odds: Floats, y: Ints) -> float:

@@ -58,6 +58,7 @@ def from_logits(logits: Floats) -> Floats:
     Returns
     -------
     ndarray, same shape and dtype
+        Finite, where logits are.
     """
     z = np.asarray(logits, dtype=np.float64)
     if z.shape[-1] < 2:
@@ -73,7 +74,8 @@ def from_logits(logits: Floats) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         odds = log_p - np.log1p(-np.exp(log_p))
     np.put_along_axis(odds, top, top_odds, axis=-1)
-    return np.asarray(odds, dtype=logits.dtype)
+    finite = np.finfo(logits.dtype)  # a difference may be twice as large
+    return np.asarray(np.clip(odds, finite.min, finite.max), dtype=logits.dtype)
 
 
 def to_log_odds(scores: Floats, kind: Kind, task: Task = "multiclass") -> Floats:

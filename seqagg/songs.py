@@ -401,9 +401,9 @@ def as_frames(scores: npt.ArrayLike, song: object = None) -> npt.NDArray[np.floa
     name = None if song is None else str(song)
     if isinstance(scores, np.ma.MaskedArray):
         scores = np.ma.filled(scores.astype(np.float32), np.nan)
+    if isinstance(scores, np.ndarray) and scores.dtype.kind == "c":
+        raise SongError("Complex data not supported: scores are real numbers", song=name)
     try:
-        if isinstance(scores, np.ndarray) and scores.dtype.kind == "c":
-            raise TypeError("they are complex")
         return np.asarray(scores, dtype=np.float32)
     except (TypeError, ValueError, OverflowError) as error:
         raise SongError(f"frames are no table of numbers: {error}", song=name) from None
@@ -420,8 +420,13 @@ def as_songs(X: Any) -> Songs:
     """
     if isinstance(X, Songs):
         return X
-    if isinstance(X, np.ndarray) and X.dtype != object and X.ndim == 2:
+    if isinstance(X, np.ndarray) and X.ndim == 2:
         return Songs(X, np.arange(len(X) + 1))
+    # To go through these one by one would give something else than rows.
+    if hasattr(X, "toarray"):
+        raise SongError("sparse input is not supported; pass its toarray()")
+    if hasattr(X, "columns"):
+        raise SongError("expected Songs, got a table; seqagg.sources.from_dataframe makes them")
     if isinstance(X, str | bytes) or not isinstance(X, Iterable):
         raise SongError(f"expected Songs or a list of frame arrays, got {type(X).__name__}")
     arrays = list(X)

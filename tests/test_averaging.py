@@ -337,6 +337,7 @@ class TestClasses:
             (["a"], "1 labels for 2 songs"),
             (["a", None], r"^song '1': the label is missing"),
             ([1.0, math.nan], r"^song '1': the label is missing"),
+            ([1.0, -math.inf], r"^song '1': the label is infinite"),
             ([np.array(["a"]), np.array(["b"])], r"^song '0': a song takes one label"),
             (["a", 1], "mix"),
             (["a", "b"], "2 labels for 3 columns without names"),

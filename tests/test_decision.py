@@ -146,6 +146,14 @@ def test_a_threshold_where_nothing_can_be_learnt():
     assert best_thresholds(np.empty((0, 2)), np.empty((0, 2), np.int64)).tolist() == [0.5, 0.5]
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_threshold_of_songs_far_out_is_no_certainty(sign):
+    scores = np.array([[1e4 * sign], [1e4 * sign + 1], [1e4 * sign + 2]] * 50)
+    (threshold,) = best_thresholds(scores, np.array([[0], [1], [1]] * 50))
+    assert 0 < threshold < 1
+    assert abs(threshold - (sign > 0)) < 1e-15
+
+
 def test_a_doubt_is_that_of_the_least_probable_label():
     log_odds = logit(np.array([[0.9, 0.6, 0.1], [0.2, 0.6, 0.1], [0.9, 0.9, 0.9]]))
     y = np.array([[1, 1, 0], [0, 0, 1], [0, 0, 0]])

@@ -92,6 +92,11 @@ class TestAgainstTheDefinition:
     def test_far_out(self) -> None:
         z = np.array([[1e30, -1e30, 0], [5, 5, 5], [1e38, 1e38, -1e38]], np.float32)
         assert_allclose(log_odds_of_logits(z), from_logits(z), rtol=1.3e-7, atol=1e-12)
+        most = np.finfo(np.float32).max
+        for convert in (log_odds_of_logits, from_logits):
+            assert_array_equal(
+                convert(np.array([[-most, most / 2, -most]], np.float32)), [[-most, most, -most]]
+            )
         p = np.array([[0, 1, 1e-30, 0.5]], np.float32)
         assert_allclose(log_odds_of_probability(p), [[-LIMIT, LIMIT, -LIMIT, 0]], rtol=1e-7)
 

@@ -323,4 +323,5 @@ class TestWeightsAndScores:
         tags = MeanLogOdds().__sklearn_tags__()
         assert tags.estimator_type == "classifier"
         assert tags.input_tags.allow_nan
-        assert not tags.input_tags.two_d_array
+        assert tags.input_tags.two_d_array
+        assert tags.input_tags.three_d_array

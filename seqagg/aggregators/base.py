@@ -378,9 +378,9 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         return hasattr(self, "inverse_temperature_")
 
     def __sklearn_tags__(self) -> Tags:
-        """Say to scikit-learn that songs are ragged and may have missing frames."""
+        """Say to scikit-learn that arrays will do, and may have missing frames."""
         tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
         tags.input_tags.allow_nan = True
         tags.classifier_tags.multi_label = True
         return tags

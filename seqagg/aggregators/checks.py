@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,6 +152,8 @@ def check_labels(songs: Songs, y: Any, *, required: bool) -> Array | None:
     for song, label in zip(songs.ids, listed, strict=True):
         if label is None or label != label:  # NaN, as pandas has it
             raise SongError("the label is missing", song=str(song))
+        if isinstance(label, float) and math.isinf(label):
+            raise SongError("the label is infinite", song=str(song))
         if isinstance(label, list | tuple | np.ndarray):
             raise SongError("a song takes one label, not several", song=str(song))
     return _label_array(listed)

@@ -16,6 +16,9 @@ from seqagg.logodds import PROBABILITY_MARGIN
 
 Scores = npt.NDArray[np.float32]
 
+_LEAST = float(np.finfo(np.float32).min)
+"""Where differences of logits end that are themselves near there."""
+
 
 def log_odds_of_probability(probability: Scores) -> Scores:
     """`seqagg.logodds.from_probability` of float32."""
@@ -62,7 +65,8 @@ def _of_logits(logits, out):  # type: ignore[no-untyped-def]
         for k in range(1, n_columns):
             top = k if (row[k] > row[top]) | (row[k] != row[k]) else top
         for k in range(n_columns):
-            z[k] = np.float64(row[k]) - np.float64(row[top])
+            below = np.float64(row[k]) - np.float64(row[top])
+            z[k] = _LEAST if below < _LEAST else below  # a NaN stays one
         second = -np.inf
         for k in range(n_columns):
             second = max(second, z[k]) if k != top else second
