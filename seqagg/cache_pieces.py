@@ -62,6 +62,8 @@ def checksum(path: str | os.PathLike[str]) -> str:
 def cache_files(source: Place) -> list[Place]:
     """The files of a cache, in the order of their names."""
     if not source.is_dir():
+        if isinstance(source, Path) and source.exists() and not source.is_file():
+            raise CacheError("is no regular file", file=source)  # a pipe would be waited for
         return [source]
     try:
         there: list[Place] = list(source.iterdir())

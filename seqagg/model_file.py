@@ -97,6 +97,8 @@ def read_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     """
     source = Path(path)
     check_suffix(source)
+    if source.exists() and not source.is_file():  # a pipe would be waited for
+        raise ModelFileError("is no regular file", file=path)
     try:
         with source.open("rb") as file:
             start = file.read(8)

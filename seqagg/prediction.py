@@ -124,8 +124,8 @@ def predict_cache(
     target = place_of(out)
     if target.suffix not in SUFFIXES:
         raise ParameterError(f"{out}: the table of predictions ends in .csv or .parquet")
-    if isinstance(target, Path) and same_file(target, cache):
-        raise ParameterError(f"{out}: is the cache itself; the predictions must be another file")
+    if isinstance(target, Path) and (same_file(target, cache) or same_file(target.parent, cache)):
+        raise ParameterError(f"{out}: is the cache itself, or in it; predictions must be elsewhere")
     report = PredictionReport()
     # Reading starts before the model is there: to import what models are made of takes a second.
     with about(cache), ahead(_read(place_of(cache), split), _AHEAD) as batches:

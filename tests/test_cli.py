@@ -991,6 +991,17 @@ def test_predictions_do_not_replace_the_cache(cache, tmp_path):
     seqagg.MeanLogOdds().fit(seqagg.read_cache(cache)).save(model)
     (tmp_path / "link.parquet").symlink_to(cache)
     before = cache.read_bytes()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "part.parquet").write_bytes(before)
+    done = CliRunner().invoke(
+        cli.main, ["predict", str(model), str(folder), "--out", str(folder / "labels.parquet")]
+    )
+    assert done.exit_code == 2
+    assert [path.name for path in folder.iterdir()] == ["part.parquet"]
+    done = CliRunner().invoke(cli.main, ["benchmark", str(folder), "--out", str(folder)])
+    assert done.exit_code == 2
+    assert "is the folder of a cache" in done.stderr
     for out in (cache, tmp_path / "link.parquet"):
         done = CliRunner().invoke(cli.main, ["predict", str(model), str(cache), "--out", str(out)])
         assert done.exit_code == 2
@@ -1066,3 +1077,26 @@ def test_a_terminal_of_few_letters_is_no_error(cache):
     )
     assert done.returncode == 0, done.stderr
     assert b"\\xb1" in done.stdout
+
+
+def test_a_conversion_does_not_replace_what_it_reads(tmp_path):
+    table = tmp_path / "frames.parquet"
+    pd.DataFrame({"song": ["a"], "jig": [0.5], "other": ["kept"]}).to_parquet(table)
+    before = table.read_bytes()
+    given = ["convert", str(table), "--kind", "probability", "--song", "song"]
+    done = CliRunner().invoke(cli.main, [*given, "--ignore", "other", "--out", str(table)])
+    assert done.exit_code == 2
+    assert "is one of the files that are read" in done.stderr
+    assert table.read_bytes() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+@pytest.mark.parametrize("name", ["m.safetensors", "c.parquet", "c.arrow"])
+def test_a_pipe_is_not_waited_for(name, cache, tmp_path):
+    os.mkfifo(tmp_path / name)
+    command = ["inspect", str(tmp_path / name)]
+    if name == "m.safetensors":
+        command = ["predict", str(tmp_path / name), str(cache), "--out", str(tmp_path / "o.csv")]
+    done = CliRunner().invoke(cli.main, command)
+    assert done.exit_code == 2
+    assert done.stderr == f"seqagg: {tmp_path / name}: is no regular file\n"

@@ -18,7 +18,7 @@ from seqagg.commands.options import (
     quiet_option,
     seed_option,
 )
-from seqagg.errors import about
+from seqagg.errors import ParameterError, about
 from seqagg.places import Place
 from seqagg.terminal import print_json, show_benchmark, warn
 
@@ -99,12 +99,15 @@ def benchmark(
     """
     from seqagg.benchmark import METHODS
     from seqagg.benchmark import benchmark as run
-    from seqagg.files import try_to_write
+    from seqagg.files import same_file, try_to_write
     from seqagg.inspection import inspect as look
+    from seqagg.manifest import NAME as MANIFEST
 
     chosen = [m.strip() for m in methods.split(",")] if methods else METHODS
     name, songs, checksum = _songs_to_compare(cache)
     if out is not None:
+        if same_file(out, cache) or (out / MANIFEST).exists():
+            raise ParameterError("is the folder of a cache; give another --out", file=out)
         try_to_write(out / "results.parquet")
     with _fits_shown() as progress, about(name if cache is None else cache):
         result = run(
