@@ -1100,3 +1100,23 @@ def test_a_pipe_is_not_waited_for(name, cache, tmp_path):
     done = CliRunner().invoke(cli.main, command)
     assert done.exit_code == 2
     assert done.stderr == f"seqagg: {tmp_path / name}: is no regular file\n"
+
+
+def test_a_stream_s_scores_are_what_those_of_the_training_songs_were(tmp_path):
+    songs = make_songs()
+    p = 1 / (1 + np.exp(-songs.values))
+    cache = save(songs.replace(values=p, kind="probability"), tmp_path / "songs.parquet")
+    model = tmp_path / "model.safetensors"
+    seqagg.MeanLogOdds().fit(seqagg.read_cache(cache)).save(model)
+    said = json.dumps({"song": "a", "scores": [0.9, 0.1, 0.2]})
+    log_odds = json.dumps({"song": "a", "scores": np.log([9, 1 / 9, 1 / 4]).tolist()})
+    found = [
+        CliRunner().invoke(cli.main, ["stream", str(model), *kind], input=line)
+        for kind, line in (([], said), (["--kind", "log_odds"], log_odds))
+    ]
+    assert [done.exit_code for done in found] == [0, 0]
+    one, other = (json.loads(done.stdout.splitlines()[0]) for done in found)
+    assert one["probability"] == pytest.approx(other["probability"], rel=1e-5)
+    wrong = CliRunner().invoke(cli.main, ["stream", str(model)], input=log_odds)
+    assert wrong.exit_code == 2
+    assert "a probability outside [0, 1]" in wrong.stderr

@@ -115,6 +115,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     _votes: Votes | None = None
     """Where several models judge a new song: what those say of held-out songs, one by one."""
     _trained_on: str | None = None
+    _trained_kind: str | None = None  # of the scores of the training songs
     """Checksum of the cache that a loaded aggregator was fitted to."""
     _fitted_with: dict[str, str] | None = None
     """Versions of what a loaded aggregator was fitted with."""
@@ -149,6 +150,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         # Set last, so that a fit that fails leaves nothing that looks fitted.
         self.__dict__.pop("inverse_temperature_", None)
         self._trained_on = self._fitted_with = None
+        self._trained_kind = X.kind if isinstance(X, Songs) else "log_odds"
         songs = self._usable(X)
         targets = find_targets(
             songs,

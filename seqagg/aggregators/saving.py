@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from seqagg.aggregators import AGGREGATORS, make_aggregator
 from seqagg.aggregators.base import Aggregator
 from seqagg.errors import ModelFileError, SeqaggError
+from seqagg.logodds import Kind
 from seqagg.model_file import read_model, versions, write_model
 from seqagg.songs import Songs
 
@@ -31,7 +32,7 @@ _MULTILABEL = {"biases", "thresholds"}
 
 _STATE = "state."
 _TUPLE = "tuple"
-_OPTIONAL: dict[str, Any] = {"trained_on": str}
+_OPTIONAL: dict[str, Any] = {"trained_on": str, "trained_kind": str}
 """Keys that a header may have -> what JSON holds there."""
 _HEADER: dict[str, Any] = {
     "method": str,
@@ -139,6 +140,8 @@ def pack(aggregator: Aggregator) -> tuple[dict[str, Any], dict[str, npt.NDArray[
         "multilabel": bool(aggregator.multilabel_),
         "versions": aggregator._fitted_with or versions(),
     }
+    if aggregator._trained_kind is not None:
+        header["trained_kind"] = aggregator._trained_kind
     if aggregator._trained_on is not None:
         header["trained_on"] = aggregator._trained_on
     arrays: dict[str, Any] = {
@@ -176,6 +179,7 @@ def unpack(header: dict[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Ag
     if own.keys() != (_SHARED | _MULTILABEL if multilabel else _SHARED):
         _refuse(f"holds the arrays {', '.join(sorted(own)) or 'of no method'}")
     aggregator._trained_on = header.get("trained_on")
+    aggregator._trained_kind = header.get("trained_kind")
     aggregator._fitted_with = header["versions"]
     aggregator.columns_ = None if columns is None else tuple(columns)
     aggregator.n_features_in_ = n_columns
@@ -278,6 +282,8 @@ def _check_header(header: dict[str, Any]) -> None:
             _refuse(f"{name} is {value!r}")
     if not re.fullmatch("[0-9a-f]{64}", header.get("trained_on", "0" * 64)):
         _refuse("trained_on is no sha256")
+    if header.get("trained_kind", "log_odds") not in get_args(Kind):
+        _refuse(f"trained_kind is {header['trained_kind']!r}")
     columns = header["columns"]
     if columns is not None and not (
         all(isinstance(c, str) for c in columns) and len(set(columns)) == len(columns)

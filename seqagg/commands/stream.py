@@ -41,9 +41,7 @@ Examples:
 @click.option(
     "--kind",
     type=click.Choice(["log_odds", "probability", "logit"]),
-    default="log_odds",
-    show_default=True,
-    help="What the scores are.",
+    help="What the scores are.  [default: what those of the training songs were]",
 )
 @click.option(
     "--every", type=click.IntRange(min=1), metavar="N", help="Print every N frames of a song too."
@@ -116,7 +114,7 @@ def stream(
         rule = EarlyRule(threshold, min_frames or 1)
     elif error_rate is not None and calibrate is not None:
         rule = _chosen(fitted, _songs(fitted, calibrate, split), error_rate)
-    listener = Listener(fitted, kind, rule=rule, every=every)
+    listener = Listener(fitted, kind or _kind_of(fitted), rule=rule, every=every)
     try:
         for lines in read_lines(sys.stdin.buffer, form):
             for record in listener.hear(lines):
@@ -126,6 +124,11 @@ def stream(
     except BrokenPipeError:
         # Whoever read it has seen enough. What Python would flush at its exit goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _kind_of(fitted: Aggregator) -> Any:
+    """Kind of the scores that a model was fitted to; older files do not tell."""
+    return fitted._trained_kind or "log_odds"
 
 
 def _print(record: dict[str, Any]) -> None:
