@@ -18,7 +18,7 @@ import numpy as np
 
 from seqagg.aggregators import aggregator_class, make_aggregator
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
-from seqagg.aggregators.parameters import check_range
+from seqagg.aggregators.parameters import check_range, check_seed
 from seqagg.aggregators.saving import pack, unpack
 from seqagg.aggregators.state import from_text_array, text_array
 from seqagg.calibration import fit_mixture_weights, normalize, paired_gain, song_losses
@@ -95,6 +95,7 @@ class AutoAggregator(Aggregator):
         given = {} if self.parameters is None else self.parameters
         if not (isinstance(given, Mapping) and all(isinstance(g, Mapping) for g in given.values())):
             raise ParameterError("parameters must be a mapping from methods to mappings of theirs")
+        check_seed("random_state", self.random_state)
         check_range("n_errors", self.n_errors, -math.inf, math.inf)
         if "auto" in self.methods:
             raise ParameterError("auto cannot choose itself")

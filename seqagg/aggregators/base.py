@@ -38,7 +38,7 @@ from seqagg.aggregators.checks import (
     reorder_columns,
     unseen_label,
 )
-from seqagg.aggregators.parameters import check_choice, check_seed
+from seqagg.aggregators.parameters import check_choice
 from seqagg.aggregators.votes import Votes
 from seqagg.calibration import (
     fit_calibration,
@@ -406,8 +406,6 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def _check_parameters(self) -> None:
         """Refuse parameters outside their range, with `ParameterError`."""
         check_choice("on_empty", self.on_empty, ("error", "prior"))
-        if hasattr(self, "random_state"):
-            check_seed("random_state", self.random_state)
 
     def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
         """Learn; return log scores of the training songs by models that had not seen them.

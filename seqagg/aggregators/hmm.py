@@ -34,7 +34,13 @@ from seqagg.aggregators.hmm_start import (
     whiten_within,
 )
 from seqagg.aggregators.hmm_state import PARTS, read_model, read_shape
-from seqagg.aggregators.parameters import check_above_0, check_choice, check_count, check_range
+from seqagg.aggregators.parameters import (
+    check_above_0,
+    check_choice,
+    check_count,
+    check_range,
+    check_seed,
+)
 from seqagg.aggregators.start import AverageStart, make_start
 from seqagg.aggregators.state import check_floats, from_text_array, text_array
 from seqagg.averages import RunningAverages, WholeSongs
@@ -194,6 +200,7 @@ class HMMAggregator(Aggregator):
         for name in ("min_frames", "n_restarts", "n_iter", "n_folds", "n_states"):
             if not (name == "n_states" and self.n_states == "auto"):
                 check_count(name, getattr(self, name))
+        check_seed("random_state", self.random_state)
         check_n_jobs(self.n_jobs)
         check_above_0("shrinkage", self.shrinkage)
         check_range("tol", self.tol, -math.inf, math.inf)

@@ -27,7 +27,7 @@ from seqagg.aggregators.base import Aggregator, Array, Floats, Ints
 from seqagg.aggregators.batches import SCORED_SONGS, Batches
 from seqagg.aggregators.gain import judged, training_helps
 from seqagg.aggregators.lessons import Lesson, Turn, make_turns
-from seqagg.aggregators.parameters import check_count, check_range
+from seqagg.aggregators.parameters import check_count, check_range, check_seed
 from seqagg.aggregators.state import from_text_array, text_array
 from seqagg.aggregators.team import ALONE, Chance, Team, current_team, set_chance
 from seqagg.aggregators.training import (
@@ -145,6 +145,7 @@ class NetworkAggregator(Aggregator):
         for name in ("epochs", "patience", "batch_size", "n_folds", "n_repeats"):
             if name not in ("epochs", "patience") or getattr(self, name) != "auto":
                 check_count(name, getattr(self, name))
+        check_seed("random_state", self.random_state)
         check_n_jobs(self.n_jobs)
         check_range("min_crop", self.min_crop, 0.01, 1.0)
         check_range("learning_rate", self.learning_rate, 1e-8, 10.0)

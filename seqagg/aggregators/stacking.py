@@ -17,7 +17,7 @@ from scipy.special import logit, softmax
 from sklearn.base import ClassifierMixin, clone
 
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
-from seqagg.aggregators.parameters import check_count
+from seqagg.aggregators.parameters import check_count, check_seed
 from seqagg.aggregators.start import AverageStart, fit_logistic, make_start, mixed_classes
 from seqagg.aggregators.state import check_floats, from_text_array, text_array
 from seqagg.averages import Averages, HeldAverages, RunningAverages
@@ -255,6 +255,7 @@ class StackingAggregator(Aggregator):
         super()._check_parameters()
         for name in ("n_parts", "n_folds"):
             check_count(name, getattr(self, name))
+        check_seed("random_state", self.random_state)
         if self.classifier is not None and not hasattr(self.classifier, "predict_proba"):
             raise ParameterError("the classifier of a stack needs predict_proba")
 
