@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqagg.engines import engine_in_use
-from seqagg.errors import ModelFileError
+from seqagg.errors import ModelFileError, SeqaggError
 from seqagg.fingerprints import fingerprint
 from seqagg.model_file import SUFFIX, read_model, versions, write_model
 from seqagg.songs import Songs
@@ -108,7 +108,13 @@ def checkpoints(
 
 
 class Stage:
-    """What one fit keeps, or without a folder nothing."""
+    """What one fit keeps, or without a folder nothing.
+
+    Attributes
+    ----------
+    resumed : bool
+        Whether this fit went on from what it found there.
+    """
 
     def __init__(self, store: Checkpoints | None = None, key: str = "") -> None:
         self._store = store
@@ -118,25 +124,40 @@ class Stage:
         self._known: dict[str, Arrays] = {}
         self._new: dict[str, Arrays] = {}
         self._n_parts = 0
+        self.resumed = False
         while (part := self.read(f"part {self._n_parts}")) is not None:
             for place, array in part[1].items():
                 name, _, own = place.partition("/")
                 self._known.setdefault(name, {})[own] = array
             self._n_parts += 1
 
-    def once(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
+    def once(
+        self, name: str, compute: Callable[[], Arrays], fits: Callable[[Arrays], bool]
+    ) -> Arrays:
         """Arrays that `compute` gives, unless they were kept under that name; asked for but once.
 
         What was computed is written a few seconds' worth at a time.
+
+        Parameters
+        ----------
+        name : str
+        compute : callable
+        fits : callable
+            Whether arrays that were kept can be those that it gives.
         """
-        if name in self._known:
-            return self._known.pop(name)
+        known = self._known.pop(name, None)
+        if known is not None and fits(known):
+            return known
         arrays = compute()
         self._add(name, arrays)
         return arrays
 
     def each(
-        self, function: Callable[[S, T], Arrays], shared: S, items: Mapping[str, T]
+        self,
+        function: Callable[[S, T], Arrays],
+        shared: S,
+        items: Mapping[str, T],
+        fits: Callable[[T, Arrays], bool],
     ) -> Iterator[tuple[str, Arrays]]:
         """Arrays that tasks of the engine in use give, as `once`; in the order in which they come.
 
@@ -146,10 +167,13 @@ class Stage:
             As `Engine.run` takes them.
         items : mapping
             Name of what is kept -> item.
+        fits : callable
+            Whether arrays that were kept can be those of an item.
         """
-        missing = [name for name in items if name not in self._known]
-        for name in [name for name in items if name in self._known]:
-            yield name, self._known.pop(name)
+        kept = {name: self._known.pop(name) for name in items if name in self._known}
+        known = {name: arrays for name, arrays in kept.items() if fits(items[name], arrays)}
+        yield from known.items()
+        missing = [name for name in items if name not in known]
         for i, arrays in engine_in_use().run(function, shared, [items[name] for name in missing]):
             self._add(missing[i], arrays)
             yield missing[i], arrays
@@ -196,7 +220,7 @@ class Stage:
             return None
         if content.get("key") != self._key or not isinstance(content.get("header"), dict):
             return None
-        self._store.resumed = True
+        self.resumed = self._store.resumed = True
         return content["header"], arrays
 
     def _path(self, store: Checkpoints, name: str) -> Path:
@@ -219,6 +243,12 @@ def stage_of(
     token = _stage.set(stage)
     try:
         yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        if store is None or not stage.resumed or isinstance(error, SeqaggError):
+            raise
+        # The checksum tells damage, not who wrote it: an earlier state of this code, say.
+        what = f"a fit cannot go on from it: {type(error).__name__}: {error}; remove it"
+        raise ModelFileError(what, file=store.folder) from error
     finally:
         _stage.reset(token)
 

@@ -10,10 +10,11 @@ from random import Random
 from typing import Any
 
 import seqagg
+from experiments.reliability import folders, readers, seeds
 from experiments.reliability import mutations as m
-from experiments.reliability import readers, seeds
 from experiments.reliability.stores import change_store
 from experiments.reliability.tables import change_table
+from seqagg.aggregators import make_aggregator
 from seqagg.sources.text import PACKED
 
 FINDINGS = Path(__file__).parent / "findings"
@@ -61,10 +62,12 @@ def make_targets(folder: Path) -> dict[str, Target]:
     (content,) = seeds.results(folder)
     predictions = (folder / "predictions.parquet").read_bytes()
     model = seqagg.MeanLogOdds(on_empty="prior").fit(seeds.small_songs())
+    hmm = make_aggregator("hmm", **seeds.QUICK["hmm"]).fit(seeds.small_songs())
     frames = "song_id,start,end,jig,reel"
     manifest = seeds.shards(folder / "shards")
     (folder / "songs.csv").write_bytes(b"song_id,jig,reel\na,0.5,1.5\na,0,1\nb,1,2\n")
     labels = partial(readers.read_labels, songs=folder / "songs.csv")
+    jobs = folders.Jobs(folder / "jobs")
     table = partial(seeds.tables, ",", frames, True)
     proba: dict[str, Any] = {"kind": "probability"}
 
@@ -74,6 +77,14 @@ def make_targets(folder: Path) -> dict[str, Target]:
         return Target(
             suffix, partial(readers.read_source, format=format, **options), valid, mutate, weight
         )
+
+    def in_job(name: str) -> Target:
+        valid = jobs.file(name).read_bytes()
+        return Target(".json", partial(jobs.read, name=name), lambda _: [valid], m.change_document)
+
+    def in_fit(method: str, names: str) -> Target:
+        fits = folders.Fits(folder / method, method, names)
+        return Target(".safetensors", fits.read, lambda _: fits.seeds(), folders.change_checkpoint)
 
     named: dict[str, Any] = {"scores": "scores", "lengths": "lengths", "song": "song"}
     return {
@@ -106,6 +117,12 @@ def make_targets(folder: Path) -> dict[str, Target]:
             partial(readers.listen, form="csv", model=model),
             seeds.csv_frames,
             m.change_text,
+        ),
+        "stream hmm": Target(
+            ".jsonl",
+            partial(readers.listen, form="json", model=hmm),
+            seeds.json_frames,
+            m.change_lines,
         ),
         "table": source("table", ".csv", table, m.change_text, 2, time="start", end="end", **proba),
         "tsv": source(
@@ -164,6 +181,12 @@ def make_targets(folder: Path) -> dict[str, Target]:
             lambda _: [manifest],
             m.change_document,
         ),
+        "job": in_job("job"),
+        "record": in_job("shard-0"),
+        "checkpoint gru": in_fit("gru", "network 0"),
+        "checkpoint hmm": in_fit("hmm", "part *"),
+        "checkpoint stack": in_fit("stack", "part *"),
+        "header": Target(".json", folders.read_header, folders.headers, m.change_document),
         "npz": source("npz", ".npz", seeds.npz, m.change_zip, 2, **proba),
         "npz named": source("npz", ".npz", seeds.npz, m.change_zip, **named, **proba),
         "npy": source("npy", ".npy", seeds.npy, m.change_npy, **proba),

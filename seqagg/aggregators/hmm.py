@@ -33,7 +33,7 @@ from seqagg.aggregators.hmm_start import (
     starting_model,
     whiten_within,
 )
-from seqagg.aggregators.hmm_state import PARTS, read_model, read_shape
+from seqagg.aggregators.hmm_state import PARTS, is_fitted, read_model, read_shape
 from seqagg.aggregators.parameters import (
     check_above_0,
     check_choice,
@@ -42,7 +42,7 @@ from seqagg.aggregators.parameters import (
     check_seed,
 )
 from seqagg.aggregators.start import AverageStart, make_start
-from seqagg.aggregators.state import check_floats, from_text_array, text_array
+from seqagg.aggregators.state import are_floats, check_floats, from_text_array, text_array
 from seqagg.averages import RunningAverages, WholeSongs
 from seqagg.calibration import (
     AVERAGING_ERRORS,
@@ -263,8 +263,12 @@ class HMMAggregator(Aggregator):
             for number in range(len(folds))
             for i, shape in enumerate(shapes)
         }
+
+        def fits(item: tuple[int, int], arrays: Mapping[str, Array]) -> bool:
+            return are_floats(arrays, {"likelihood": (len(folds[item[0]][1]), len(self.classes_))})
+
         shared = (self, songs, y, folds, shapes)
-        for name, found in current_stage().each(_try_one, shared, tries):
+        for name, found in current_stage().each(_try_one, shared, tries, fits):
             number, i = tries[name]
             likelihoods[i][folds[number][1]] = found["likelihood"]
             step(str(shapes[i]))
@@ -279,7 +283,8 @@ class HMMAggregator(Aggregator):
             own = np.concatenate([frames[offsets[i] : offsets[i + 1]] for i in mine])
             own_offsets = np.concatenate([[0], np.cumsum(lengths)])
             fit = partial(self._fit_class, own, own_offsets, shape, k, n_restarts)
-            found = stage.once(f"{about}, model {k}", fit)
+            fits = partial(is_fitted, n_columns=frames.shape[1])
+            found = stage.once(f"{about}, model {k}", fit, fits)
             parameters = GaussianParameters(*(found[part] for part in PARTS))
             models[k] = _ClassModel(parameters, found["history"].tolist(), len(mine), len(own))
         return models

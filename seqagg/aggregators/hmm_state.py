@@ -55,3 +55,17 @@ def read_model(arrays: Mapping[str, Array], k: int, n_columns: int) -> GaussianP
     if least.min() < _LEAST_COVARIANCE or np.abs(found.means).max() > _FARTHEST_MEAN:
         raise ModelFileError(f"a state of class {k} is too narrow or too far for float32")
     return found
+
+
+def is_fitted(arrays: Mapping[str, Array], n_columns: int) -> bool:
+    """Whether arrays that were kept are a fitted model and the history of its likelihood."""
+    history = arrays.get("history", np.empty(0))
+    if history.dtype != np.float64 or history.ndim != 1 or history.size == 0:
+        return False
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        return False
+    try:
+        read_model({f"0.{name}": array for name, array in arrays.items()}, 0, n_columns)
+    except ModelFileError:
+        return False
+    return True

@@ -31,10 +31,12 @@ from seqagg.aggregators.parameters import check_count, check_range, check_seed
 from seqagg.aggregators.state import from_text_array, text_array
 from seqagg.aggregators.team import ALONE, Chance, Team, current_team, set_chance
 from seqagg.aggregators.training import (
+    LARGEST,
     History,
     Record,
     Scores,
     Training,
+    are_alike,
     record_arrays,
     take_record,
 )
@@ -226,7 +228,8 @@ class NetworkAggregator(Aggregator):
         """Train each network as a task of the engine in use."""
         tasks = {f"fold {t.number}": (n, t) for n, t in zip(networks, turns, strict=True)}
         records: dict[int, Record] = {}
-        for name, arrays in current_stage().each(_train_one, (self, songs, y), tasks):
+        shared = (self, songs, y)
+        for name, arrays in current_stage().each(_train_one, shared, tasks, _is_trained):
             network, turn = tasks[name]
             records[turn.number] = take_record(arrays)
             network.load_state_dict({n: torch.tensor(a) for n, a in arrays.items()})
@@ -462,6 +465,13 @@ def _train_one(
     return {n: t.numpy() for n, t in network.state_dict().items()} | record_arrays(record)
 
 
+def _is_trained(item: tuple[nn.Module, Turn], arrays: Mapping[str, Array]) -> bool:
+    """Whether arrays that were kept can be what `_train_one` gives."""
+    wanted = item[0].state_dict()
+    tensors = {n: torch.tensor(a) for n, a in arrays.items() if n in wanted}
+    return are_alike(tensors, wanted)
+
+
 def _read_history(arrays: Mapping[str, Array]) -> list[History]:
     history = from_text_array(arrays["history"])
     keys = {"epoch", "crops", "held_out"}
@@ -474,10 +484,6 @@ def _read_history(arrays: Mapping[str, Array]) -> list[History]:
     return history
 
 
-_LARGEST = 1e9
-"""A weight beyond it is no fitted one, and a few of them multiply to infinity."""
-
-
 def _read_network(arrays: Mapping[str, Array], network: nn.Module) -> nn.Module:
     # Everything is float32: it was trained so.
     wanted = {name: ("float32", *value.shape) for name, value in network.state_dict().items()}
@@ -488,7 +494,7 @@ def _read_network(arrays: Mapping[str, Array], network: nn.Module) -> nn.Module:
     for name, array in arrays.items():
         if name.rpartition(".")[2] == "spread" and (array <= 0).any():
             raise ModelFileError(f"array {name} is not positive")
-        if np.abs(array).max(initial=0) > _LARGEST:
+        if np.abs(array).max(initial=0) > LARGEST:
             raise ModelFileError(f"array {name} is too large for float32")
     tensors = {name: torch.tensor(array) for name, array in arrays.items()}
     network.load_state_dict(tensors, assign=True)

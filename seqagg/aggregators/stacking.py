@@ -19,7 +19,7 @@ from sklearn.base import ClassifierMixin, clone
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
 from seqagg.aggregators.parameters import check_count, check_seed
 from seqagg.aggregators.start import AverageStart, fit_logistic, make_start, mixed_classes
-from seqagg.aggregators.state import check_floats, from_text_array, text_array
+from seqagg.aggregators.state import are_floats, check_floats, from_text_array, text_array
 from seqagg.averages import Averages, HeldAverages, RunningAverages
 from seqagg.calibration import (
     AVERAGING_ERRORS,
@@ -283,7 +283,11 @@ class StackingAggregator(Aggregator):
             for learn, held in folds:
                 start = self._make_start(songs.averages.take(learn), y[learn])
                 averages[held] = start.scores_of(songs.averages.take(held))
-            for name, found in current_stage().each(_judge, (self, features, y), tries):
+
+            def fits(item: tuple[int, Fold, float], arrays: Mapping[str, Array]) -> bool:
+                return are_floats(arrays, {"scores": (len(item[1][1]), n_classes)})
+
+            for name, found in current_stage().each(_judge, (self, features, y), tries, fits):
                 i, (_, held), _ = tries[name]
                 stacked[i, held] = found["scores"]
                 step("")

@@ -33,6 +33,13 @@ def check_floats(
             )
 
 
+def are_floats(arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether arrays are finite floats of these names and shapes."""
+    found = {name: array.shape for name, array in arrays.items()}
+    floats = all(a.dtype.kind == "f" and np.isfinite(a).all() for a in arrays.values())
+    return found == shapes and floats
+
+
 def text_array(value: Any) -> Array:
     """JSON as an array of bytes, for a `_state` that has more to say than numbers."""
     return np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,11 @@ Array = npt.NDArray[Any]
 History = list[dict[str, float]]
 """Of each epoch, from 0 on: its number, the loss on crops and that on held-out songs, in nats."""
 
+_OF_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
+"""What changes in a schedule from step to step; all else is what the parameters make it."""
+
+LARGEST = 1e9
+"""A weight beyond it is no fitted one, and a few of them multiply to infinity."""
 
 Scores = npt.NDArray[np.float32]
 
@@ -89,11 +95,12 @@ class Training:
         if not stage.is_due(name):
             return
         groups = self.optimizer.state_dict()["param_groups"]
+        schedule = self.schedule.state_dict()
         header = {
             "best_epoch": self.best_epoch,
             "rng": self.rng.bit_generator.state,
-            "schedule": self.schedule.state_dict(),
-            "groups": [group | {"betas": list(group["betas"])} for group in groups],
+            "schedule": {name: schedule[name] for name in _OF_SCHEDULE},
+            "groups": [{"lr": group["lr"], "betas": list(group["betas"])} for group in groups],
         }
         tensors = {
             "generator": self.generator.get_state(),
@@ -115,27 +122,73 @@ class Training:
         if found is None:
             return
         header, arrays = found
-        self.record = take_record(arrays)
+        record = take_record(arrays)
         tensors = {n: torch.tensor(a) for n, a in arrays.items()}
-
-        def under(start: str) -> dict[str, Tensor]:
-            parts = {n: t for n, t in tensors.items() if n.startswith(f"{start}/")}
-            return {n.removeprefix(f"{start}/"): t for n, t in parts.items()}
-
-        self.network.load_state_dict(under("network"))
+        if not self._fits(tensors) or not is_record(record):
+            return
+        self.record = record
+        self.network.load_state_dict(_under("network/", tensors))
         device = next(iter(self.best.values())).device
-        self.best = {n: t.to(device) for n, t in under("best").items()}
+        self.best = {n: t.to(device) for n, t in _under("best/", tensors).items()}
         self.best_epoch = header["best_epoch"]
-        states: dict[int, dict[str, Tensor]] = {}
-        for n, tensor in under("optimizer").items():
-            number, _, part = n.partition("/")
-            states.setdefault(int(number), {})[part] = tensor
-        self.optimizer.load_state_dict({"state": states, "param_groups": header["groups"]})
-        self.schedule.load_state_dict(header["schedule"])
+        self._set_optimizer(header, _under("optimizer/", tensors))
         self.rng.bit_generator.state = header["rng"]
         self.generator.set_state(tensors["generator"])
         if self.uses_global:
             torch.set_rng_state(tensors["global"])
+
+    def _set_optimizer(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Bring optimizer and schedule to where they were."""
+        states: dict[int, dict[str, Tensor]] = {}
+        for n, tensor in tensors.items():
+            number, _, part = n.partition("/")
+            states.setdefault(int(number), {})[part] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        for group, then in zip(groups, header["groups"], strict=True):
+            lr, betas = float(then["lr"]), tuple(map(float, then["betas"]))
+            in_schedule = 0 <= lr <= 2 * group["max_lr"] and len(betas) == 2
+            if not in_schedule or not all(0 <= beta < 1 for beta in betas):
+                raise ValueError("learning rate or momentum is not of this schedule")
+            group |= {"lr": lr, "betas": betas}
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        self.schedule.load_state_dict({name: header["schedule"][name] for name in _OF_SCHEDULE})
+
+    def _fits(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether tensors are of the names, shapes and types of this training, and no nonsense.
+
+        PyTorch's compiled optimizers do not look, and write beyond the end of those too short.
+        """
+        wanted = {
+            "generator": self.generator.get_state(),
+            **({"global": torch.get_rng_state()} if self.uses_global else {}),
+            **{f"network/{n}": t for n, t in self.network.state_dict().items()},
+            **{f"best/{n}": t for n, t in self.best.items()},
+        }
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for i, parameter in enumerate(parameters):
+            if f"optimizer/{i}/step" in tensors:  # else it has not had a gradient
+                wanted[f"optimizer/{i}/step"] = torch.zeros(())
+                for part in ("exp_avg", "exp_avg_sq"):
+                    wanted[f"optimizer/{i}/{part}"] = parameter
+        if not are_alike(tensors, wanted):
+            return False
+        learnt = [name for name, _ in self.network.named_parameters()]
+        numbers = [tensors[f"{start}/{name}"] for start in ("network", "best") for name in learnt]
+        states = _under("optimizer/", tensors)
+        positive = [t for n, t in states.items() if n.endswith(("/step", "/exp_avg_sq"))]
+        sizes = [t.abs().max() for t in (*numbers, *states.values())]
+        return all(n <= LARGEST for n in sizes) and all(t.min() >= 0 for t in positive)
+
+
+def _under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors whose names begin so, by the rest of their names."""
+    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+
+
+def are_alike(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    """Whether tensors have the names, shapes and types of others."""
+    one, two = ({n: (t.dtype, t.shape) for n, t in ts.items()} for ts in (some, others))
+    return one == two
 
 
 def _copy_of(network: nn.Module) -> dict[str, Tensor]:
@@ -150,3 +203,15 @@ def record_arrays(record: Record) -> dict[str, Array]:
 def take_record(arrays: dict[str, Array]) -> Record:
     """Take a record back out of arrays, among which it is."""
     return Record(from_text_array(arrays.pop("history")), list(arrays.pop("scores")))
+
+
+def is_record(record: Record) -> bool:
+    """Whether a record that was kept is one, with a number for each epoch."""
+    n, keys = len(record.history), {"epoch", "crops", "held_out"}
+    rows = [row for row in record.history if isinstance(row, dict) and set(row) == keys]
+    numbers = [row[key] for row in rows for key in keys]
+    return (
+        0 < n == len(rows) == len(record.scores)
+        and all(type(x) in (int, float) and not abs(x) > LARGEST for x in numbers)
+        and all((np.abs(scores) <= LARGEST).all() for scores in record.scores)
+    )
