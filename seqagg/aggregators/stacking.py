@@ -144,8 +144,8 @@ class _Linear:
 
 
 def _probabilities(model: Any, features: Floats) -> Floats:
-    """What a classifier says; it may take the logarithm of a class that never is."""
-    with np.errstate(divide="ignore"):
+    """What a classifier says; it may take the logarithm of 0, or square what is far out."""
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         return np.asarray(model.predict_proba(features))
 
 
@@ -160,7 +160,7 @@ class _Own:
         """Log probability of each class, shape (n_songs, n_classes)."""
         p = np.zeros((len(features), self.n_classes))
         p[:, self.model.classes_] = _probabilities(self.model, features)
-        return np.asarray(np.log(np.maximum(p, 1e-6)))
+        return np.asarray(np.log(np.fmax(p, 1e-6)))  # also where it does not know
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
         return {}, {_ALL: self.model}
