@@ -93,6 +93,7 @@ class Fits:
         def keep() -> None:
             found.extend(path.read_bytes() for path in self._folder.rglob(f"{self._names}.*"))
 
+        shutil.rmtree(self._folder, ignore_errors=True)
         with self._kept(every=0.0, written=keep):
             self._make().fit(self._songs)
         shutil.rmtree(self._folder)
