@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, softmax
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
@@ -479,7 +479,9 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def _chosen(self, scores: Floats) -> Ints:
         """What scores decide: a position in `classes_`, or an indicator of several labels."""
         if self.thresholds_ is not None:
-            return np.asarray(expit(scores) >= self.thresholds_, dtype=np.int64)
+            # As `predict_proba` has it: another way to the same number may round otherwise.
+            probability = np.exp(log_probabilities(scores, True))
+            return np.asarray(probability >= self.thresholds_, dtype=np.int64)
         return np.asarray(scores.argmax(axis=1))
 
     def _answers(self, X: Any) -> tuple[Ints, Floats]:
