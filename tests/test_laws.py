@@ -357,6 +357,31 @@ class TestLaw4Permutation:
         )
         assert_array_equal(model.class_prior_, plain.class_prior_[order])
 
+    @pytest.mark.parametrize("n_silent", [0, 2])
+    def test_columns_of_one_mean_and_spread(self, case: Case, n_silent: int) -> None:
+        """Certain frames, each class as often as any other; and columns that say nothing."""
+        rng = np.random.default_rng(0)
+        labels = [COLUMNS[i % 3] for i in range(36)]
+        turns = [rng.permutation((np.array([0, 0, 0, 0, 1, 1, 2]) + i) % 3) for i in range(36)]
+        values = np.eye(3)[np.concatenate(turns)]
+        values[:, 3 - n_silent :] = 0
+        offsets, task = np.arange(0, 7 * 36 + 1, 7), case.queries.task
+        given = [case.label(label) for label in labels]
+
+        def fit_and_ask(order: list[int]) -> npt.NDArray[np.float64]:
+            columns = [COLUMNS[k] for k in order]
+            songs = Songs(
+                values[:, order],
+                offsets,
+                columns=columns,
+                labels=given,
+                task=task,
+                kind="probability",
+            )
+            return answers(make(case).fit(songs), songs)
+
+        assert_array_equal(fit_and_ask(list(self.ORDER)), fit_and_ask([0, 1, 2]))
+
     def test_columns_that_are_no_classes(self, case: Case) -> None:
         if make(case).needs_class_columns:
             pytest.skip("the method needs columns that are classes")

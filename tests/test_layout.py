@@ -79,6 +79,7 @@ FLOW = [
     "model_file",
     "classifier_file",
     "checkpoints",
+    "aggregators.canonical",
     "aggregators.checks",
     "aggregators.state",
     "aggregators.parameters",

@@ -25,6 +25,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
+from seqagg.aggregators.canonical import order_of_columns
 from seqagg.aggregators.checks import (
     check_groups,
     check_indicator,
@@ -170,9 +171,10 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         if not filled.any() and not self.needs_class_columns:
             raise SongError("no training song has a frame")
         songs, group_of = songs[filled], group_of[filled]
-        self._set_canonical_order(songs, class_of_column)
+        y_filled = None if targets.y is None else targets.y[filled]
+        self._set_canonical_order(songs, class_of_column, y_filled)
         songs = self._canonical(songs)
-        known = self._canonical_labels(None if targets.y is None else targets.y[filled])
+        known = self._canonical_labels(y_filled)
         if self.multilabel_ and not self.needs_class_columns and not known.any():
             raise SongError("no training song has a label and a frame: nothing can be learnt")
         prior = smoothed_prior(known, len(self.classes_))
@@ -522,19 +524,23 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             )
         return filled
 
-    def _set_canonical_order(self, songs: Songs, class_of_column: Ints | None) -> None:
-        """Order columns, and with them classes, by the mean and spread of their values."""
+    def _set_canonical_order(
+        self, songs: Songs, class_of_column: Ints | None, y: Ints | None
+    ) -> None:
+        """Order columns, and with them classes, by their values; of equal ones, by their songs."""
         if not self._takes_log_odds():
             self._column_order = np.arange(songs.n_columns)
             self._class_order = np.arange(len(self.classes_))
             return
-        values = songs.values.astype(np.float64)
-        keys = (values.std(axis=0), values.mean(axis=0)) if len(values) else (values.sum(axis=0),)
-        self._column_order = np.lexsort(keys)
-        if class_of_column is not None:
-            self._class_order = class_of_column[self._column_order]
-        else:
+        if class_of_column is None:
+            self._column_order = order_of_columns(songs.values)
             self._class_order = np.arange(len(self.classes_))
+            return
+        has = None
+        if y is not None:
+            has = y[:, class_of_column] if self.multilabel_ else y[:, None] == class_of_column
+        self._column_order = order_of_columns(songs.values, has)
+        self._class_order = class_of_column[self._column_order]
 
     def _rank_of_class(self) -> Ints:
         """Position of each of `classes_` in the canonical order."""
