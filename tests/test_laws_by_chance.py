@@ -227,6 +227,20 @@ def test_averages_of_any_songs_answer_with_probabilities(case: Case, songs: Song
 
 @of_averages
 @settings(max_examples=30, derandomize=True)
+@given(songs=labelled_songs(kinds=("log_odds", "probability")), data=st.data())
+def test_averages_of_any_songs_know_columns_by_name(
+    case: Case, songs: Songs, data: st.DataObject
+) -> None:
+    songs = with_labels(songs, case)
+    order = data.draw(st.permutations(range(songs.n_columns)))
+    expected = answers(laws.make(case).fit(songs), songs)
+    model = laws.make(case).fit(reordered(songs, order))
+    for asked in (songs, reordered(songs, order)):
+        assert_array_equal(answers(model, asked), expected)
+
+
+@of_averages
+@settings(max_examples=30, derandomize=True)
 @given(songs=labelled_songs(), seed=st.integers(0, 2**16))
 def test_averages_of_any_songs_skip_missing_frames(case: Case, songs: Songs, seed: int) -> None:
     songs = with_labels(songs, case)
