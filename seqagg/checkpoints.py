@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqagg.engines import engine_in_use
-from seqagg.errors import ModelFileError, SeqaggError
+from seqagg.errors import ModelFileError
 from seqagg.fingerprints import fingerprint
 from seqagg.model_file import SUFFIX, read_model, versions, write_model
 from seqagg.songs import Songs
@@ -108,13 +108,7 @@ def checkpoints(
 
 
 class Stage:
-    """What one fit keeps, or without a folder nothing.
-
-    Attributes
-    ----------
-    resumed : bool
-        Whether this fit went on from what it found there.
-    """
+    """What one fit keeps, or without a folder nothing."""
 
     def __init__(self, store: Checkpoints | None = None, key: str = "") -> None:
         self._store = store
@@ -124,7 +118,6 @@ class Stage:
         self._known: dict[str, Arrays] = {}
         self._new: dict[str, Arrays] = {}
         self._n_parts = 0
-        self.resumed = False
         while (part := self.read(f"part {self._n_parts}")) is not None:
             for place, array in part[1].items():
                 name, _, own = place.partition("/")
@@ -220,8 +213,20 @@ class Stage:
             return None
         if content.get("key") != self._key or not isinstance(content.get("header"), dict):
             return None
-        self.resumed = self._store.resumed = True
+        self._store.resumed = True
         return content["header"], arrays
+
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Say in one line that what was read is of no use, whatever it brings down.
+
+        The checksum tells damage, not who wrote it: an earlier state of this code, say.
+        """
+        try:
+            yield
+        except Exception as error:  # of PyTorch, NumPy or Python, as what stands there has it
+            what = f"a fit cannot go on from it: {type(error).__name__}: {error}; remove it"
+            raise ModelFileError(what, file=self._store and self._store.folder) from error
 
     def _path(self, store: Checkpoints, name: str) -> Path:
         return store.folder / self._key[:16] / f"{name}{SUFFIX}"
@@ -243,12 +248,6 @@ def stage_of(
     token = _stage.set(stage)
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        if store is None or not stage.resumed or isinstance(error, SeqaggError):
-            raise
-        # The checksum tells damage, not who wrote it: an earlier state of this code, say.
-        what = f"a fit cannot go on from it: {type(error).__name__}: {error}; remove it"
-        raise ModelFileError(what, file=store.folder) from error
     finally:
         _stage.reset(token)
 

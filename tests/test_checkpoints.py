@@ -292,13 +292,19 @@ def test_a_file_that_a_fit_cannot_go_on_from_is_said(tmp_path: Path) -> None:
         leave(lambda: MADE["gru"]().fit(SONGS), tmp_path / "kept")
 
 
-def test_an_error_of_a_fit_that_began_anew_is_its_own(tmp_path: Path) -> None:
-    class Failing(OwnNetwork):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            raise KeyError("own")
+def test_an_error_of_a_fit_that_went_on_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is told to remove good checkpoints because of it."""
+    leave(lambda: MADE["gru"]().fit(SONGS), tmp_path / "kept")
 
-    with pytest.raises(KeyError, match="own"), keeping(tmp_path / "kept"):
-        MILAggregator(network=Failing()).fit(SONGS)
+    def failing(*_: Any) -> float:
+        raise KeyError("own")
+
+    monkeypatch.setattr("seqagg.aggregators.network.training_helps", failing)
+    with pytest.raises(KeyError, match="own"), keeping(tmp_path / "kept") as kept:
+        MADE["gru"]().fit(SONGS)
+    assert kept.resumed
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_the_checkpoints(tmp_path: Path) -> None:

@@ -119,13 +119,17 @@ class Training:
     def take_up(self, stage: Stage, name: str) -> None:
         """Go back to the last checkpoint, if there is one."""
         found = stage.read(name)
-        if found is None:
-            return
-        header, arrays = found
+        if found is not None:
+            with stage.going_on():
+                self._go_back(*found)
+
+    def _go_back(self, header: Mapping[str, Any], arrays: dict[str, Array]) -> None:
         record = take_record(arrays)
         tensors = {n: torch.tensor(a) for n, a in arrays.items()}
         if not self._fits(tensors) or not is_record(record):
             return
+        if not 0 <= header["best_epoch"] < len(record.history):
+            raise ValueError("the best epoch is none of those on record")
         self.record = record
         self.network.load_state_dict(_under("network/", tensors))
         device = next(iter(self.best.values())).device
