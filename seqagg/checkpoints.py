@@ -226,7 +226,8 @@ class Stage:
             yield
         except Exception as error:  # of PyTorch, NumPy or Python, as what stands there has it
             what = f"a fit cannot go on from it: {type(error).__name__}: {error}; remove it"
-            raise ModelFileError(what, file=self._store and self._store.folder) from error
+            place = None if self._store is None else self._store.folder
+            raise ModelFileError(what, file=place) from error
 
     def _path(self, store: Checkpoints, name: str) -> Path:
         return store.folder / self._key[:16] / f"{name}{SUFFIX}"

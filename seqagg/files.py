@@ -91,10 +91,12 @@ def _named(path: str | os.PathLike[str]) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno or 0), os.fspath(path)) from None
 
 
-def same_file(one: str | os.PathLike[str], other: object) -> bool:
-    """Whether both are there and are one file, under whatever names."""
-    with contextlib.suppress(OSError, TypeError, ValueError):
-        return os.path.samefile(one, other)  # type: ignore[arg-type]
+def same_file(one: object, other: object) -> bool:
+    """Whether both are paths, there, and one file or folder, under whatever names."""
+    if not isinstance(one, str | os.PathLike) or not isinstance(other, str | os.PathLike):
+        return False
+    with contextlib.suppress(OSError, ValueError):  # not there, or a NUL in the name
+        return os.path.samefile(one, other)
     return False
 
 

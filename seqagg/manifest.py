@@ -13,14 +13,39 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from seqagg.errors import CacheError
+from seqagg.errors import CacheError, ParameterError
+from seqagg.files import same_file
 from seqagg.parsing import parse_json
 from seqagg.places import Place, read_bytes, writing
 
 NAME = "_manifest.json"
 VERSION = 1
+
+
+def refuse_replacing(out: Place, *read: object) -> None:
+    """Refuse to write over what is read, or into the folder of a cache, which is no more one then.
+
+    Parameters
+    ----------
+    out : Path or Remote
+        File that is to be written.
+    *read
+        Paths that it may not be, nor stand in; what is no path is not looked at. Object stores
+        are not asked.
+
+    Raises
+    ------
+    ParameterError
+    """
+    if not isinstance(out, Path):
+        return
+    if any(same_file(out, one) or same_file(out.parent, one) for one in read):
+        raise ParameterError("is what is read, or in it; --out must be elsewhere", file=out)
+    if (out.parent / NAME).exists():
+        raise ParameterError("is in the folder of a cache; --out must be elsewhere", file=out)
 
 
 @dataclass(frozen=True)

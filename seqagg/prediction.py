@@ -25,7 +25,7 @@ from pyarrow.csv import CSVWriter
 
 from seqagg.cache import CacheBatches
 from seqagg.errors import ParameterError, SongError, about
-from seqagg.files import same_file
+from seqagg.manifest import refuse_replacing
 from seqagg.places import Place, place_of, writing
 from seqagg.progress import counted
 from seqagg.songs import Songs
@@ -124,8 +124,7 @@ def predict_cache(
     target = place_of(out)
     if target.suffix not in SUFFIXES:
         raise ParameterError(f"{out}: the table of predictions ends in .csv or .parquet")
-    if isinstance(target, Path) and (same_file(target, cache) or same_file(target.parent, cache)):
-        raise ParameterError(f"{out}: is the cache itself, or in it; predictions must be elsewhere")
+    refuse_replacing(target, cache, model)
     report = PredictionReport()
     # Reading starts before the model is there: to import what models are made of takes a second.
     with about(cache), ahead(_read(place_of(cache), split), _AHEAD) as batches:

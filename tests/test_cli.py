@@ -1001,11 +1001,11 @@ def test_predictions_do_not_replace_the_cache(cache, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["part.parquet"]
     done = CliRunner().invoke(cli.main, ["benchmark", str(folder), "--out", str(folder)])
     assert done.exit_code == 2
-    assert "is the folder of a cache" in done.stderr
+    assert f"{folder / 'results.parquet'}: is what is read, or in it" in done.stderr
     for out in (cache, tmp_path / "link.parquet"):
         done = CliRunner().invoke(cli.main, ["predict", str(model), str(cache), "--out", str(out)])
         assert done.exit_code == 2
-        assert "is the cache itself" in done.stderr
+        assert f"seqagg: {out}: is what is read, or in it" in done.stderr
     assert cache.read_bytes() == before
 
 
@@ -1086,7 +1086,7 @@ def test_a_conversion_does_not_replace_what_it_reads(tmp_path):
     given = ["convert", str(table), "--kind", "probability", "--song", "song"]
     done = CliRunner().invoke(cli.main, [*given, "--ignore", "other", "--out", str(table)])
     assert done.exit_code == 2
-    assert "is one of the files that are read" in done.stderr
+    assert f"seqagg: {table}: is what is read, or in it" in done.stderr
     assert table.read_bytes() == before
 
 

@@ -116,8 +116,9 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     _votes: Votes | None = None
     """Where several models judge a new song: what those say of held-out songs, one by one."""
     _trained_on: str | None = None
-    _trained_kind: str | None = None  # of the scores of the training songs
     """Checksum of the cache that a loaded aggregator was fitted to."""
+    _trained_kind: str | None = None
+    """Kind of the scores of the training songs."""
     _fitted_with: dict[str, str] | None = None
     """Versions of what a loaded aggregator was fitted with."""
 

@@ -18,7 +18,7 @@ from seqagg.commands.options import (
     quiet_option,
     seed_option,
 )
-from seqagg.errors import ParameterError, about
+from seqagg.errors import about
 from seqagg.places import Place
 from seqagg.terminal import print_json, show_benchmark, warn
 
@@ -99,16 +99,16 @@ def benchmark(
     """
     from seqagg.benchmark import METHODS
     from seqagg.benchmark import benchmark as run
-    from seqagg.files import same_file, try_to_write
+    from seqagg.files import try_to_write
     from seqagg.inspection import inspect as look
-    from seqagg.manifest import NAME as MANIFEST
+    from seqagg.manifest import refuse_replacing
+    from seqagg.result_files import RESULTS_FILE
 
     chosen = [m.strip() for m in methods.split(",")] if methods else METHODS
     name, songs, checksum = _songs_to_compare(cache)
     if out is not None:
-        if same_file(out, cache) or (out / MANIFEST).exists():
-            raise ParameterError("is the folder of a cache; give another --out", file=out)
-        try_to_write(out / "results.parquet")
+        refuse_replacing(out / RESULTS_FILE, cache)
+        try_to_write(out / RESULTS_FILE)
     with _fits_shown() as progress, about(name if cache is None else cache):
         result = run(
             songs,
@@ -151,12 +151,9 @@ def _write(result: BenchmarkResult, out: Path) -> None:
     from seqagg.progress import waiting
     from seqagg.report import build_page
 
-    page = None
+    result.write(out)  # what took hours to find is not lost, whatever becomes of the page
     with waiting("report"):
-        try:
-            page = build_page(result)
-        finally:  # what took hours to find is written, whatever becomes of the page
-            result.write(out, page)
+        result.write(out, build_page(result))
 
 
 @contextmanager

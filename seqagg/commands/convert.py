@@ -12,7 +12,7 @@ import click
 
 from seqagg.commands.options import PlaceType, json_option, quiet_option
 from seqagg.errors import ParameterError
-from seqagg.files import same_file
+from seqagg.manifest import refuse_replacing
 from seqagg.places import Place
 from seqagg.terminal import NAMED, make_console, print_json, say, shorten, warn
 
@@ -180,9 +180,9 @@ def convert(
     options["ignore"] = options["ignore"] or ()
     if shards is None and not isinstance(out, Path):
         raise ParameterError(f"{out}: at a URL a cache is a folder; give --shards")
-    for read in (*src, options["labels"], *(options["train"] or ()), *(options["test"] or ())):
-        if same_file(out, read):
-            raise ParameterError(f"{out}: is one of the files that are read; give another --out")
+    if shards is None and to != "audacity":
+        read = (*src, options["labels"], *(options["train"] or ()), *(options["test"] or ()))
+        refuse_replacing(out, *(path for path in read if path is not None and not path.is_dir()))
     with shown():
         if to == "audacity":
             if shards is not None:

@@ -91,14 +91,14 @@ def frames(features: Path, out: Path, as_json: bool, **options: Any) -> None:
 
     from seqagg.cache import write_cache
     from seqagg.cache_pieces import SUFFIXES
-    from seqagg.files import same_file, try_to_write
+    from seqagg.files import try_to_write
     from seqagg.inspection import inspect as look
+    from seqagg.manifest import refuse_replacing
     from seqagg.progress import is_quiet, shown
 
     if out.suffix not in SUFFIXES:
         raise ParameterError(f"a cache ends in {' or '.join(SUFFIXES)}", file=out)
-    if same_file(out, features):
-        raise ParameterError("is the table that is read: the cache must be another file", file=out)
+    refuse_replacing(out, features)
     try_to_write(out)
     table = _table(features, options)
     with shown():
