@@ -93,7 +93,7 @@ def find_own(results: pa.Table) -> tuple[pa.Table, Own]:
 def place_of_own(folder: Path, name: str, own: Own) -> Path:
     """Where to read one of the files: under its name, unless the one that is meant still waits."""
     waiting = _waiting(folder / name)
-    return waiting if _is_own(waiting, own.get(name)) else folder / name
+    return waiting if is_own(waiting, own.get(name)) else folder / name
 
 
 def moment_of(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -132,7 +132,7 @@ def _settle(folder: Path) -> None:
     own = _read_own(folder / RESULTS_FILE)
     for name in _OTHERS:
         waiting = _waiting(folder / name)
-        if _is_own(waiting, own.get(name)):
+        if is_own(waiting, own.get(name)):
             os.replace(waiting, folder / name)
         waiting.unlink(missing_ok=True)
         if name in own and own[name] is None:
@@ -153,7 +153,7 @@ def _read_own(path: Path) -> Own:
         return {}
 
 
-def _is_own(path: Path, sha256: str | None) -> bool:
+def is_own(path: Path, sha256: str | None) -> bool:
     """Whether there is that file, with that content."""
     try:
         return sha256 is not None and sha256_of(path) == sha256

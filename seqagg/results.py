@@ -37,11 +37,11 @@ from seqagg.result_files import (
     TIMELINES_FILE,
     Own,
     find_own,
+    is_own,
     moment_of,
     place_of_own,
     write_files,
 )
-from seqagg.shards import sha256_of
 from seqagg.songs import Songs
 from seqagg.wording import how_scored, points, verdict
 
@@ -307,7 +307,7 @@ def _read_beside(
     try:
         path = place_of_own(place, name, own)
         found = _read_table(path, columns)
-        same = own.get(name) in (None, sha256_of(path))
+        same = own.get(name) is None or is_own(path, own[name])
     except OSError as error:
         raise ResultsError(f"cannot be read: {error}", file=place / name) from None
     if not same or found.schema.metadata != results.schema.metadata:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, NoReturn, cast, get_args
 
 import numpy as np
@@ -130,8 +131,7 @@ class Songs:
         """
         listed, ids = list(arrays), fields.get("ids")
         names = list(ids) if ids is not None else [str(i) for i in range(len(listed))]
-        known = [*names, *range(len(names), len(listed))]
-        frames = [as_frames(a, name) for a, name in zip(listed, known, strict=False)]
+        frames = [as_frames(a, name) for a, name in zip_longest(listed, names[: len(listed)])]
         if ids is not None:
             fields["ids"] = names
         columns = fields.get("columns")
@@ -449,8 +449,8 @@ def _within(values: npt.NDArray[np.float32], low: float, high: float) -> bool:
     return bool(np.isnan(least) or (least >= low and most <= high))
 
 
-def _labels_of(item: Any) -> tuple[Any, ...] | None:
-    """Labels of a song, which a text must not fall apart into."""
+def labels_of(item: Any) -> tuple[Any, ...] | None:
+    """Labels of a song; in a text, as tables that seqagg writes have them, | joins them."""
     if isinstance(item, str):
         return tuple(item.split("|")) if item else ()
     return None if item is None else tuple(item)
@@ -464,7 +464,7 @@ def _object_array(items: Iterable[Any], task: Task | None = None) -> Array:
         items = items.tolist()
     listed = list(items)
     if task == "multilabel":
-        listed = [_labels_of(item) for item in listed]
+        listed = [labels_of(item) for item in listed]
     array = np.empty(len(listed), dtype=object)
     array[:] = listed if task != "multilabel" else None
     if task == "multilabel":

@@ -19,15 +19,13 @@ import pyarrow.compute as pc
 
 from seqagg.cache_table import Names
 from seqagg.errors import ParameterError, SeqaggError, SourceError
-from seqagg.songs import Songs
+from seqagg.songs import Songs, labels_of
 from seqagg.sources.base import BATCH_BYTES, Batch, Options, numbered, unchanged
 from seqagg.sources.columnar import open_table
 from seqagg.sources.rows import AGAIN, PER_SONG, as_field
 from seqagg.sources.table import NAMES, find_roles, said_of_songs
 
 _FIELDS = {"label": "labels", "group": "groups", "split": "split", "fold": "fold"}
-_BAR = "|"
-"""Joins the labels of a song where they are one text, as in the tables that seqagg writes."""
 
 
 def finished(batches: Iterable[Batch], options: Options, notes: list[str]) -> Iterator[Batch]:
@@ -313,9 +311,8 @@ class SongTable:
             if role == "label" and self._multilabel:
                 labels: list[dict[str, None] | None] = [None] * len(first)
                 for i, value in zip(song, values, strict=True):
-                    if value is not None:
-                        parts = value.split(_BAR) if isinstance(value, str) else value
-                        labels[i] = (labels[i] or {}) | dict.fromkeys(parts)
+                    if (some := labels_of(value)) is not None:
+                        labels[i] = (labels[i] or {}) | dict.fromkeys(some)
                 listed = [None if label is None else list(label) for label in labels]
                 joined[role] = pa.array(listed, pa.list_(pa.string()))
                 continue
