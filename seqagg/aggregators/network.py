@@ -157,8 +157,10 @@ class NetworkAggregator(Aggregator):
             raise ParameterError(f"device={self.device!r} is none of cpu, cuda, auto")
 
     def _fit(self, songs: Songs, y: Ints, groups: Ints) -> Floats | None:
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ParameterError(f"device={self.device!r}: this machine has no CUDA device")
+        n_devices = _count_gpus()
+        if self.device.startswith("cuda") and _number_of(self.device) >= n_devices:
+            there = f"cuda:0 to cuda:{n_devices - 1}" if n_devices else "no CUDA device"
+            raise ParameterError(f"device={self.device!r}: this machine has {there}")
         batches, team = Batches(songs, self._device()), current_team()
         rounds = [self._folds(y, groups, number) for number in range(self.n_repeats)]
         folds = list(itertools.chain(*rounds))
@@ -396,10 +398,11 @@ class NetworkAggregator(Aggregator):
             return self._mean_scores(batches, np.arange(len(songs)), ALONE)
 
     def _device(self) -> torch.device:
-        # What a GPU has learnt is answered by a processor where there is no GPU.
-        if not torch.cuda.is_available():
+        # What a GPU has learnt is answered by a processor where there is no GPU, or by another GPU.
+        n_devices, number = _count_gpus(), _number_of(self.device)
+        if self.device == "cpu" or n_devices == 0:
             return torch.device("cpu")
-        return torch.device("cuda" if self.device == "auto" else self.device)
+        return torch.device("cuda", number if number < n_devices else 0)
 
     def _state(self) -> dict[str, Array]:
         return (
@@ -449,6 +452,15 @@ class NetworkAggregator(Aggregator):
                 f"network {number}: {kept}, held-out loss {losses[0]:.3f} -> {losses[best]:.3f}"
             )
         return "\n".join(lines)
+
+
+def _count_gpus() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _number_of(device: str) -> int:
+    """Which GPU "cuda:1" means; 0 where nothing is said."""
+    return int(device.partition(":")[2] or 0)
 
 
 def _train_one(

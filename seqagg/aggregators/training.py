@@ -104,7 +104,7 @@ class Training:
         }
         tensors = {
             "generator": self.generator.get_state(),
-            **({"global": torch.get_rng_state()} if self.uses_global else {}),
+            **({"global": self._global_generator().get_state()} if self.uses_global else {}),
             **{f"network/{n}": t for n, t in self.network.state_dict().items()},
             **{f"best/{n}": t for n, t in self.best.items()},
             **{
@@ -139,7 +139,14 @@ class Training:
         self.rng.bit_generator.state = header["rng"]
         self.generator.set_state(tensors["generator"])
         if self.uses_global:
-            torch.set_rng_state(tensors["global"])
+            self._global_generator().set_state(tensors["global"])
+
+    def _global_generator(self) -> torch.Generator:
+        """PyTorch's own, of the device that trains."""
+        device = self.generator.device
+        if device.type == "cpu":
+            return torch.default_generator
+        return torch.cuda.default_generators[device.index or 0]
 
     def _set_optimizer(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Bring optimizer and schedule to where they were."""
@@ -164,7 +171,7 @@ class Training:
         """
         wanted = {
             "generator": self.generator.get_state(),
-            **({"global": torch.get_rng_state()} if self.uses_global else {}),
+            **({"global": self._global_generator().get_state()} if self.uses_global else {}),
             **{f"network/{n}": t for n, t in self.network.state_dict().items()},
             **{f"best/{n}": t for n, t in self.best.items()},
         }
