@@ -20,7 +20,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from experiments import big_table, digits, embedded, end_to_end, known_limit, leak, learning_curve
+from experiments import (
+    big_table,
+    digits,
+    embedded,
+    end_to_end,
+    gpu,
+    known_limit,
+    leak,
+    learning_curve,
+)
 from experiments.runs import AVERAGING, METHODS, RESULTS, first_line
 from experiments.scale import __main__ as scale
 from experiments.tables import Results, interval, points
@@ -347,6 +356,38 @@ def speed_table(folder: Path) -> list[str]:
     return [*markdown(["", "seqagg, ms", "the others, in units of it"], lines), "", note]
 
 
+def gpu_table(folder: Path) -> list[str]:
+    """What networks take on a GPU by rows, and the processor's and others' times in units of it."""
+    path = folder / f"{gpu.NAME}.parquet"
+    if not path.exists():
+        return []
+    table = pq.read_table(path)
+    found: dict[tuple[str, str, int], dict[str, Metrics]] = {}
+    for row in table.to_pylist():
+        key = (row["contest"], row["setting"], row["songs"])
+        numbers: Any = found.setdefault(key, {}).setdefault(row["way"], {})
+        numbers[row["metric"]] = row["value"]
+    lines = [
+        [
+            f"{contest}, {setting}, {n:,} songs",
+            _milliseconds(ways["seqagg, GPU"]["seconds"]),
+            ", ".join(
+                f"{way.removeprefix('seqagg, ')} {numbers['ratio']:.2g}"
+                for way, numbers in ways.items()
+                if way != "seqagg, GPU"
+            ),
+        ]
+        for (contest, setting, n), ways in found.items()
+    ]
+    about = json.loads(table.schema.metadata[b"seqagg"])["about"]
+    errors = [row["error"] for ways in found.values() for row in ways.values() if "error" in row]
+    note = (
+        f"{about['card']}, {about['machine']['processor']}, PyTorch {about['versions']['torch']}, "
+        f"{about['date'][:10]}. Probabilities of the two differ by {max(errors):.0e} at most."
+    )
+    return [*markdown(["", "on the GPU, ms", "in units of it"], lines), "", note]
+
+
 def _milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:,.0f}" if seconds >= 1 else f"{1e3 * seconds:.3g}"
 
@@ -472,6 +513,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "end-to-end": end_to_end_table,
     "digits": digits_table,
     "speed": speed_table,
+    "gpu": gpu_table,
     "scale": scale_table,
     "reliability": reliability_table,
 }

@@ -22,6 +22,7 @@ from experiments import (
     digits,
     embedded,
     end_to_end,
+    gpu,
     known_limit,
     leak,
     learning_curve,
@@ -735,3 +736,22 @@ class TestScale:
         assert_allclose(found["core_hours"], 2 * 0.0036 * 1e8 / 3600)
         assert_allclose(found["dollars_per_million"], 2 * 0.04)
         assert_allclose(found["head_songs_per_second"], 2.5e6)
+
+
+def test_gpu_in_the_readme(tmp_path, monkeypatch, capsys):
+    """Where there is no GPU it says so, and with --device cpu shows that it would run."""
+    gpu.main(["--quick", "--device", "cpu", "--out", str(tmp_path)])
+    capsys.readouterr()
+    rows = pq.read_table(tmp_path / "gpu.parquet").to_pylist()
+    assert "PyTorch packed, GPU" in {row["way"] for row in rows}
+    errors = [row["value"] for row in rows if row["metric"] == "error"]
+    assert errors == [0.0]
+    filled, changed = readme.fill("<!-- table: gpu -->\n<!-- end -->\n", tmp_path)
+    assert changed == ["gpu"]
+    times = {row["contest"]: row["value"] for row in rows if row["metric"] == "seconds"}
+    for contest in ("gru fit", "gru predict", "mil fit"):
+        assert contest in times
+        assert f"| {contest}, " in filled
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="this machine has no GPU"):
+        gpu.main(["--quick", "--out", str(tmp_path)])

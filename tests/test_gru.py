@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 import seqagg.aggregators.batches
 from seqagg import GRUAggregator, MeanLogOdds, Songs, load
 from seqagg.aggregators.batches import Batches
+from seqagg.aggregators.exact import exact_float32
 from seqagg.aggregators.gru import SongNetwork
 from seqagg.aggregators.recurrent import mean_and_highest
 from seqagg.aggregators.start import AverageStart
@@ -841,6 +845,22 @@ class TestDevice:
         loaded = seqagg.load(tmp_path / "model.safetensors")
         assert loaded.device == "cuda"
         assert_array_equal(loaded.predict_proba(songs), model.predict_proba(songs))
+
+    def test_exactness_is_put_back_by_the_last_of_several_threads(self) -> None:
+        rnn: Any = torch.backends.cudnn.rnn
+        barrier = threading.Barrier(3)
+
+        def compute(order: int) -> None:
+            with exact_float32(torch.device("cuda")):
+                barrier.wait()
+                time.sleep(0.01 * order)
+                assert rnn.fp32_precision == "ieee"
+
+        before = rnn.fp32_precision
+        assert before != "ieee"
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(compute, range(3)))
+        assert rnn.fp32_precision == before
 
     def test_auto(self) -> None:
         songs, queries = order_songs(12), order_songs(3, seed=1)

@@ -125,7 +125,7 @@ class PackedNetwork(nn.Module):
         x = ((frames - own.center) / own.spread).clamp(-8.0, 8.0)
         packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
         h, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True)
-        outside = torch.arange(h.shape[1]) >= lengths[:, None]  # (n_songs, longest)
+        outside = torch.arange(h.shape[1], device=h.device) >= lengths[:, None]
         count = lengths[:, None]
         average = frames.masked_fill(outside[:, :, None], 0.0).sum(dim=1) / count
         mean = h.sum(dim=1) / count  # unpacked states are zero in the padding

@@ -19,8 +19,11 @@ from seqagg.songs import Songs
 
 Ints = npt.NDArray[np.int64]
 
-SCORED_SONGS = 128
-"""Songs per batch outside training: the states of more do not stay in the cache."""
+_SCORED_SONGS = 128
+"""Songs per batch outside training: on a processor the states of more do not stay in its cache."""
+
+_SCORED_WIDTH = 2**17
+"""Columns of all songs of such a batch on a GPU, where few narrow songs take as long as many."""
 
 _HEARD_FRAMES = 2**13
 """Frames that streams hear at a time, if that makes more songs: most bring a single one."""
@@ -76,12 +79,20 @@ class Batches:
             parts = _parts(chosen, lengths, batch_size)
             yield [(songs[part], *self.padded(first[part], lengths[part])) for part in parts]
 
-    def sorted(self, songs: Ints, batch_size: int) -> Iterator[Padded]:
-        """Every song once and whole, by length; positions within `songs` come with them."""
+    def sorted(self, songs: Ints, batch_size: int | None = None) -> Iterator[Padded]:
+        """Every song once and whole, by length; positions within `songs` come with them.
+
+        Batches are as large as suits the device, if nothing else is said.
+        """
         order = np.argsort(self.lengths[songs], kind="stable")
-        for chosen in _parts(order, self.lengths[songs], batch_size):
+        for chosen in _parts(order, self.lengths[songs], batch_size or self._at_once()):
             index = songs[chosen]
             yield (chosen, *self.padded(self.first[index], self.lengths[index]))
+
+    def _at_once(self) -> int:
+        if self.device.type == "cpu":
+            return _SCORED_SONGS
+        return max(_SCORED_SONGS, _SCORED_WIDTH // self.values.shape[1])
 
 
 def _parts(order: Ints, lengths: Ints, most: int) -> Iterator[Ints]:
@@ -96,5 +107,5 @@ def _parts(order: Ints, lengths: Ints, most: int) -> Iterator[Ints]:
 
 def heard(songs: Songs, device: torch.device) -> Iterator[tuple[Ints, Tensor, Tensor]]:
     """Positions, padded frames and lengths of what streams hear, batch by batch."""
-    size = max(SCORED_SONGS, _HEARD_FRAMES // int(songs.lengths.max()))
+    size = max(_SCORED_SONGS, _HEARD_FRAMES // int(songs.lengths.max()))
     return Batches(songs, device).sorted(np.arange(len(songs)), size)

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from seqagg.aggregators.base import Array, Floats, Ints, OnEmpty
 from seqagg.aggregators.batches import heard
+from seqagg.aggregators.exact import exact_float32
 from seqagg.aggregators.network import (
     NetworkAggregator,
     mean_probability,
@@ -168,7 +169,8 @@ class SongNetwork(nn.Module):
         """
         x = self._standardized(frames)
         packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        states, state = self.forwards(packed, state)
+        with exact_float32(frames.device):
+            states, state = self.forwards(packed, state)
         h, _ = pad_packed_sequence(
             states, batch_first=True
         )  # (n_songs, longest, hidden), 0 outside

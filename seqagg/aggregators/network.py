@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints
-from seqagg.aggregators.batches import SCORED_SONGS, Batches
+from seqagg.aggregators.batches import Batches
 from seqagg.aggregators.gain import judged, training_helps
 from seqagg.aggregators.lessons import Lesson, Turn, make_turns
 from seqagg.aggregators.parameters import check_count, check_range, check_seed
@@ -82,7 +82,7 @@ def network_scores(
     out = torch.zeros((len(songs), n_classes), dtype=torch.float64, device=batches.device)
     own = out[mine]
     with torch.inference_mode():
-        for place, frames, lengths in batches.sorted(songs[mine], SCORED_SONGS):
+        for place, frames, lengths in batches.sorted(songs[mine]):
             own[place] = network(frames, lengths).double()
     return team.sum(out).cpu().numpy()
 

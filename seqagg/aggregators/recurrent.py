@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from seqagg.aggregators.exact import exact_float32
 from seqagg.kernels.gru import pooled_states
 from seqagg.kernels.gru_training import hear, trace_back
 
@@ -63,7 +64,8 @@ def _by_pytorch(
     if backwards:  # pooling does not ask for the order, so it is not turned round again
         back = (lengths[:, None] - 1 - steps).clamp(min=0)
         frames = frames.gather(1, back[:, :, None].expand_as(frames))
-    h = gru(frames)[0]  # (n_songs, longest, hidden)
+    with exact_float32(frames.device):
+        h = gru(frames)[0]  # (n_songs, longest, hidden)
     highest = h.masked_fill(~inside, -1.0).amax(dim=1)  # states are above -1
     return (h * inside).sum(dim=1) / lengths[:, None], highest
 
