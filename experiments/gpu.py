@@ -77,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit("this machine has no GPU")
     print(first_line(__doc__))
     found = []
+    if not options.quick:
+        for contest in contests(options.device, _QUICK):  # compiles, and starts CUDA
+            measure(contest, rounds=1, budget=0.0)
     for contest in contests(options.device, _QUICK if options.quick else _WHOLE):
         rounds, budget = (1, 0.0) if options.quick else (ROUNDS, BUDGET)
         found.append(measure(contest, rounds, budget))
