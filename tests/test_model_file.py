@@ -21,6 +21,7 @@ from seqagg import ModelFileError
 from seqagg.aggregators import AGGREGATORS, make_aggregator
 from seqagg.aggregators.averaging import MeanLogOdds
 from seqagg.aggregators.saving import load
+from seqagg.aggregators.state import from_text_array, text_array
 from seqagg.model_file import read_model, write_model
 from seqagg.songs import Songs
 
@@ -733,6 +734,28 @@ def test_numbers_that_drive_the_answer_to_infinity_are_refused(path, fitted, met
     }
     write_model(path, header, arrays | huge)
     with pytest.raises(ModelFileError, match=r"model\.safetensors: "):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda history: {"0": history},
+        lambda history: [{"0": rows} for rows in history],
+        lambda history: [[] for _ in history],
+        lambda history: [[row | {"held_out": "low"} for row in rows] for rows in history],
+        lambda history: [[row | {"held_out": 1e300} for row in rows] for rows in history],
+        lambda history: [[row | {"more": 0.0} for row in rows] for rows in history],
+    ],
+)
+def test_a_history_that_is_none_is_refused(path, fitted, change):
+    fitted["gru"].save(path)
+    header, arrays = read_model(path)
+    history = from_text_array(arrays["state.history"])
+    write_model(path, header, arrays | {"state.history": text_array(history)})
+    load(path)
+    write_model(path, header, arrays | {"state.history": text_array(change(history))})
+    with pytest.raises(ModelFileError, match="the history of the training cannot be read"):
         load(path)
 
 

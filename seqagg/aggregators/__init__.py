@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from seqagg.aggregators.base import Aggregator
 from seqagg.errors import ParameterError
+
+if TYPE_CHECKING:
+    from seqagg.aggregators.base import Aggregator
 
 AGGREGATORS: dict[str, str] = {
     "majority": "seqagg.aggregators.averaging:MajorityVote",

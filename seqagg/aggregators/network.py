@@ -36,7 +36,9 @@ from seqagg.aggregators.training import (
     Record,
     Scores,
     Training,
-    are_alike,
+    could_be,
+    is_history,
+    is_record,
     record_arrays,
     take_record,
 )
@@ -481,17 +483,17 @@ def _is_trained(item: tuple[nn.Module, Turn], arrays: Mapping[str, Array]) -> bo
     """Whether arrays that were kept can be what `_train_one` gives."""
     wanted = item[0].state_dict()
     tensors = {n: torch.tensor(a) for n, a in arrays.items() if n in wanted}
-    return are_alike(tensors, wanted)
+    if not could_be(tensors, wanted) or set(arrays) - set(tensors) != {"history", "scores"}:
+        return False
+    try:
+        return is_record(take_record(dict(arrays)))
+    except ValueError:
+        return False
 
 
 def _read_history(arrays: Mapping[str, Array]) -> list[History]:
     history = from_text_array(arrays["history"])
-    keys = {"epoch", "crops", "held_out"}
-    if not isinstance(history, list) or not all(
-        isinstance(row, dict) and set(row) == keys and all(np.isscalar(v) for v in row.values())
-        for rows in history
-        for row in rows
-    ):
+    if not isinstance(history, list) or not all(map(is_history, history)):
         raise ModelFileError("the history of the training cannot be read")
     return history
 

@@ -181,15 +181,9 @@ class Training:
                 wanted[f"optimizer/{i}/step"] = torch.zeros(())
                 for part in ("exp_avg", "exp_avg_sq"):
                     wanted[f"optimizer/{i}/{part}"] = parameter
-        if not are_alike(tensors, wanted):
-            return False
-        for name, tensor in tensors.items():
-            # Masks of the user's networks may be infinite, but those are what they are now.
-            if not (tensor.abs() <= LARGEST).all() and not torch.equal(tensor, wanted[name]):
-                return False
         states = _under("optimizer/", tensors)
         positive = [t for n, t in states.items() if n.endswith(("/step", "/exp_avg_sq"))]
-        return all((t >= 0).all() for t in positive)
+        return could_be(tensors, wanted) and all((t >= 0).all() for t in positive)
 
 
 def _under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -197,10 +191,14 @@ def _under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
 
 
-def are_alike(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
-    """Whether tensors have the names, shapes and types of others."""
-    one, two = ({n: (t.dtype, t.shape) for n, t in ts.items()} for ts in (some, others))
-    return one == two
+def could_be(some: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
+    """Whether tensors have the names, shapes and types of others, and are no nonsense."""
+    one, two = ({n: (t.dtype, t.shape) for n, t in ts.items()} for ts in (some, wanted))
+    return one == two and all(
+        # Masks of the user's networks may be infinite, but those are what they are now.
+        (tensor.abs() <= LARGEST).all() or torch.equal(tensor, wanted[name].cpu())
+        for name, tensor in some.items()
+    )
 
 
 def _copy_of(network: nn.Module) -> dict[str, Tensor]:
@@ -218,12 +216,21 @@ def take_record(arrays: dict[str, Array]) -> Record:
 
 
 def is_record(record: Record) -> bool:
-    """Whether a record that was kept is one, with a number for each epoch."""
-    n, keys = len(record.history), {"epoch", "crops", "held_out"}
-    rows = [row for row in record.history if isinstance(row, dict) and set(row) == keys]
-    numbers = [row[key] for row in rows for key in keys]
+    """Whether a record that was kept is one, with scores for each epoch."""
     return (
-        0 < n == len(rows) == len(record.scores)
-        and all(type(x) in (int, float) and not abs(x) > LARGEST for x in numbers)
+        is_history(record.history)
+        and len(record.history) == len(record.scores)
         and all((np.abs(scores) <= LARGEST).all() for scores in record.scores)
+    )
+
+
+def is_history(history: Any) -> bool:
+    """Whether that which was kept is a history: a row for each epoch, of numbers, or NaN."""
+    if not isinstance(history, list) or not history:
+        return False
+    keys = {"epoch", "crops", "held_out"}
+    rows = [row for row in history if isinstance(row, dict) and set(row) == keys]
+    numbers = [row[key] for row in rows for key in keys]
+    return len(rows) == len(history) and all(
+        type(x) in (int, float) and not abs(x) > LARGEST for x in numbers
     )
