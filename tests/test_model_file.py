@@ -769,6 +769,15 @@ def test_a_network_whose_columns_do_not_spread_is_refused(path, fitted):
             load(path)
 
 
+@pytest.mark.parametrize("name", ["spread", "bound"])
+def test_features_that_are_not_scaled_are_refused(path, fitted, name):
+    fitted["stack"].save(path)
+    header, arrays = read_model(path)
+    write_model(path, header, arrays | {f"state.{name}": np.zeros_like(arrays[f"state.{name}"])})
+    with pytest.raises(ModelFileError, match="spread and bound are not positive"):
+        load(path)
+
+
 def test_nothing_in_the_package_can_run_what_is_in_a_file():
     modules = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
     names = {"eval", "exec", "compile", "__import__"}

@@ -18,7 +18,7 @@ from sklearn.metrics import log_loss
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import LinearSVC
 
 from seqagg import MeanLogOdds, Songs, load
@@ -84,15 +84,25 @@ class TestSummaries:
         assert np.abs(other[12:33] - one[12:33]).max() > 0.1
 
 
+def chosen(model: StackingAggregator) -> tuple[float, float]:
+    """Ridge and bound, from the report."""
+    found = re.search(r"ridge ([\d.]+), features within ([\d.]+) deviations", model.fit_report_)
+    assert found is not None
+    return float(found[1]), float(found[2])
+
+
 class TestDefaultClassifier:
     def test_score_is_the_mix_that_the_weights_say(self) -> None:
-        """The classifier is scikit-learn's own, found again from the ridge in the report."""
+        """The classifier is scikit-learn's own, found again from the report."""
         songs, queries = order_songs(45), order_songs(12, seed=1)
         model = StackingAggregator().fit(songs)
         # Columns and classes inside are in an order of their own; a ridge does not mind.
-        ridge = float(model.fit_report_.split("ridge ")[1].split(";")[0])
+        ridge, bound = chosen(model)
         assert ridge in StackingAggregator.ridges
-        pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=ridge, tol=1e-8))
+        assert bound in StackingAggregator.bounds
+        bounded = FunctionTransformer(lambda z: bound * np.tanh(z / bound))
+        regression = LogisticRegression(C=ridge, tol=1e-8)
+        pipeline = make_pipeline(StandardScaler(), bounded, regression)
         pipeline.fit(summarize(songs, 4), integer_labels(songs))
         log_p = np.log(pipeline.predict_proba(summarize(queries, 4)))
         mean = [reference.mixed_average(x.tolist(), model._start.share) for x in frames_of(queries)]
@@ -112,10 +122,20 @@ class TestDefaultClassifier:
         labels = songs.labels.copy()
         labels[:15] = np.random.default_rng(0).permutation(labels[:15])
         ridges = [
-            float(re.findall(r"ridge ([\d.]+);", StackingAggregator().fit(s).fit_report_)[0])
-            for s in (songs, songs.replace(labels=labels))
+            chosen(StackingAggregator().fit(s))[0] for s in (songs, songs.replace(labels=labels))
         ]
         assert ridges[0] > ridges[1]
+
+    @pytest.mark.parametrize("far", [[12.0, -12.0, -12.0], [-12.0, -12.0, -12.0]])
+    def test_a_frame_far_out_does_not_decide(self, far: list[float]) -> None:
+        """Songs like any others, but one frame has what no frame of the training songs had."""
+        songs, queries = order_songs(60), order_songs(30, seed=1)
+        model = StackingAggregator().fit(songs)
+        assert model.weights_[0] > 0
+        frames = [x.copy() for x in frames_of(queries)]
+        for x in frames:
+            x[len(x) // 2] = far
+        assert (model.predict(frames) == queries.labels).mean() > 0.9
 
     def test_weights_are_never_negative(self) -> None:
         for songs in (order_songs(30), order_free_songs(30)):

@@ -8,6 +8,7 @@ of frames survives in the parts of the song and in which column follows which.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -129,18 +130,55 @@ def _transitions(p: Floats, offsets: Ints) -> Floats:
     return segment_mean(pairs, offsets)
 
 
-class _Linear:
-    """Standardized logistic regression as plain arrays."""
+@dataclass(frozen=True)
+class _Scale:
+    """Standardized features z, each bounded as ``bound * tanh(z / bound)``.
 
-    def __init__(self, weight: Floats, bias: Floats) -> None:
+    An extreme of a song is far out more often than a normal number would be, and a song with one
+    must not be sure of itself for that alone.
+    """
+
+    center: Floats  # (n_features,)
+    spread: Floats  # (n_features,)
+    bound: Floats  # ()
+
+    @classmethod
+    def of(cls, features: Floats, bound: float) -> _Scale:
+        spread = np.maximum(features.std(axis=0), 1e-6)
+        return cls(features.mean(axis=0), spread, np.array(bound))
+
+    def __call__(self, features: Floats) -> Floats:
+        z = (features - self.center) / self.spread
+        return np.asarray(self.bound * np.tanh(z / self.bound))
+
+
+class _Linear:
+    """Logistic regression as plain arrays, on features as they are or scaled."""
+
+    def __init__(self, weight: Floats, bias: Floats, scale: _Scale | None = None) -> None:
         self.weight = weight  # (n_features, n_classes)
         self.bias = bias  # (n_classes,)
+        self.scale = scale
 
     def scores(self, features: Floats) -> Floats:
-        return np.asarray(features @ self.weight + self.bias)
+        scaled = features if self.scale is None else self.scale(features)
+        return np.asarray(scaled @ self.weight + self.bias)
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        return {"weight": self.weight, "bias": self.bias}, {}
+        scale = {} if self.scale is None else vars(self.scale)
+        return {"weight": self.weight, "bias": self.bias, **scale}, {}
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What is chosen on held-out songs of the default classifier; nothing of the user's own."""
+
+    ridge: float = 1.0
+    bound: float | None = None
+
+    def __str__(self) -> str:
+        bounded = "" if self.bound is None else f", features within {self.bound:g} deviations"
+        return f"ridge {self.ridge:g}{bounded}"
 
 
 def _probabilities(model: Any, features: Floats) -> Floats:
@@ -213,11 +251,11 @@ class StackingAggregator(Aggregator):
     ----------
     classifier : scikit-learn classifier with `predict_proba`, optional
         Cloned and fitted on the summaries. By default a logistic regression, multinomial or one
-        per class, whose ridge is chosen on held-out songs.
+        per class, whose ridge is chosen on held-out songs, and how far out a feature may be.
     n_parts : int
         Equal parts that each song is cut into.
     n_folds : int
-        Grouped folds on which ridge and weights are chosen.
+        Grouped folds on which all of that and the weights are chosen.
     random_state : int
         Seed of the folds.
     on_empty : {"error", "prior"}
@@ -235,6 +273,9 @@ class StackingAggregator(Aggregator):
 
     ridges = (0.003, 0.03, 0.3)
     """Inverse strengths of the ridge that the default classifier tries."""
+
+    bounds = (1.0, 3.0)
+    """Deviations within which it keeps features, to try with each ridge."""
 
     def __init__(
         self,
@@ -271,20 +312,22 @@ class StackingAggregator(Aggregator):
         """Fit to songs whose frames are not asked for again; gives what `_fit` does."""
         n_classes, features = len(self.classes_), songs.features
         folds = grouped_folds(y, groups, self.n_folds, self.random_state)
-        ridges = self.ridges if self.classifier is None else (1.0,)
+        settings = [_Setting()]
+        if self.classifier is None:
+            settings = [_Setting(*both) for both in itertools.product(self.ridges, self.bounds)]
         averages = np.empty((len(y), n_classes))
-        stacked = np.empty((len(ridges), len(y), n_classes))
+        stacked = np.empty((len(settings), len(y), n_classes))
         tries = {
-            f"fold {number}, ridge {ridge}": (i, fold, ridge)
+            f"fold {number}, {setting}": (i, fold, setting)
             for number, fold in enumerate(folds)
-            for i, ridge in enumerate(ridges)
+            for i, setting in enumerate(settings)
         }
         with steps("stack", len(tries) + 1) as step:
             for learn, held in folds:
                 start = self._make_start(songs.averages.take(learn), y[learn])
                 averages[held] = start.scores_of(songs.averages.take(held))
 
-            def fits(item: tuple[int, Fold, float], arrays: Mapping[str, Array]) -> bool:
+            def fits(item: tuple[int, Fold, _Setting], arrays: Mapping[str, Array]) -> bool:
                 return are_floats(arrays, {"scores": (len(item[1][1]), n_classes)})
 
             for name, found in current_stage().each(_judge, (self, features, y), tries, fits):
@@ -297,18 +340,18 @@ class StackingAggregator(Aggregator):
             if folds:
                 best = self._choose(stacked, averages, y, groups)
             self._start = self._make_start(songs.averages, y)
-            self._model = self._fit_classifier(features, y, ridges[best])
+            self._model = self._fit_classifier(features, y, settings[best])
             self._bytes = None
             step("")
         a, b = self.weights_
         self.fit_report_ = (
-            f"{features.shape[1]} features, ridge {ridges[best]:g}; score = {a:.3g} "
+            f"{features.shape[1]} features, {settings[best]}; score = {a:.3g} "
             f"{'log-odds' if self.multilabel_ else 'log P'} + {b:.3g} average"
         )
         return a * stacked[best] + b * averages if folds else None
 
     def _choose(self, stacked: Floats, averages: Floats, y: Ints, groups: Ints) -> int:
-        """Ridge with the lowest loss on held-out songs; sets the weights of its mix.
+        """Setting with the lowest loss on held-out songs; sets the weights of its mix.
 
         Averaging is kept unless the mix is better by more than `AVERAGING_ERRORS`.
         """
@@ -324,7 +367,7 @@ class StackingAggregator(Aggregator):
     def _make_start(self, averages: Averages, y: Ints) -> AverageStart:
         return make_start(averages, y, len(self.classes_), self._columns_are_classes)
 
-    def _fit_classifier(self, features: Floats, y: Ints, ridge: float) -> Any:
+    def _fit_classifier(self, features: Floats, y: Ints, setting: _Setting) -> Any:
         if y.ndim == 2 and self.classifier is not None:
             return _OneVsRest.fit(self.classifier, features, y)
         if y.ndim == 1 and len(np.unique(y)) == 1:  # a classifier would refuse
@@ -333,11 +376,9 @@ class StackingAggregator(Aggregator):
             return _Linear(np.zeros((features.shape[1], len(bias))), bias)
         if self.classifier is not None:
             return _Own(clone(self.classifier).fit(features, y), len(self.classes_))
-        center = features.mean(axis=0)
-        spread = np.maximum(features.std(axis=0), 1e-6)
-        map_ = fit_logistic((features - center) / spread, y, len(self.classes_), ridge)
-        weight = map_.weight / spread[:, None]
-        return _Linear(weight, map_.bias - center @ weight)
+        scale = _Scale.of(features, setting.bound or self.bounds[0])
+        map_ = fit_logistic(scale(features), y, len(self.classes_), setting.ridge)
+        return _Linear(map_.weight, map_.bias, scale)
 
     def _log_proba(self, model: Any, features: Floats) -> Floats:
         scores: Floats = model.scores(features)
@@ -378,12 +419,15 @@ class StackingAggregator(Aggregator):
 
     def _set_state(self, arrays: Mapping[str, Array]) -> None:
         n_columns, n_classes = self.n_features_in_, len(self.classes_)
-        shapes = {
+        n_features = n_summaries(n_columns, self.n_parts)
+        shapes: dict[str, tuple[int, ...]] = {
             "weights": (2,),
-            "weight": (n_summaries(n_columns, self.n_parts), n_classes),
+            "weight": (n_features, n_classes),
             "bias": (n_classes,),
             **AverageStart.shapes(n_columns, n_classes),
         }
+        if "bound" in arrays:  # which the first files do not have
+            shapes |= {"center": (n_features,), "spread": (n_features,), "bound": ()}
         others = ("report", "classifier")
         check_floats({n: a for n, a in arrays.items() if n not in others}, shapes)
         self.weights_ = arrays["weights"]
@@ -400,7 +444,7 @@ class StackingAggregator(Aggregator):
             fitted = load_classifiers(self._bytes, n_features)
             self.classifier = fitted.pop(PARAMETER)
         if "weight" in arrays:
-            return _Linear(arrays["weight"], arrays["bias"])
+            return _Linear(arrays["weight"], arrays["bias"], _read_scale(arrays))
         names = [str(k) for k in range(n_classes)] if self.multilabel_ else [_ALL]
         known = [0, 1] if self.multilabel_ else range(n_classes)
         for name, model in fitted.items():
@@ -411,12 +455,21 @@ class StackingAggregator(Aggregator):
         return _Own(fitted[_ALL], n_classes)
 
 
+def _read_scale(arrays: Mapping[str, Array]) -> _Scale | None:
+    if "bound" not in arrays:
+        return None
+    scale = _Scale(arrays["center"], arrays["spread"], arrays["bound"])
+    if not (scale.spread > 0).all() or not scale.bound > 0:
+        raise ModelFileError("spread and bound are not positive")
+    return scale
+
+
 def _judge(
-    shared: tuple[StackingAggregator, Floats, Ints], item: tuple[int, Fold, float]
+    shared: tuple[StackingAggregator, Floats, Ints], item: tuple[int, Fold, _Setting]
 ) -> dict[str, Floats]:
     """Scores of the songs held out, by a classifier of the others."""
-    (stack, features, y), (_, (learn, held), ridge) = shared, item
-    model = stack._fit_classifier(features[learn], y[learn], ridge)
+    (stack, features, y), (_, (learn, held), setting) = shared, item
+    model = stack._fit_classifier(features[learn], y[learn], setting)
     return {"scores": stack._log_proba(model, features[held])}
 
 
