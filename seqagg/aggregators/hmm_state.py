@@ -18,6 +18,9 @@ PARTS = ("startprob", "transmat", "means", "covars")
 _LEAST_COVARIANCE, _FARTHEST_MEAN = 1e-18, 1e9
 """In whitened frames; the square of the one over the other is what float32 still holds."""
 
+_LARGEST_COVARIANCE = 1e9
+"""Of whitened frames it is 1 on average over classes: of one at most all frames over its own."""
+
 
 def read_shape(array: Array) -> Shape:
     """Shape of the models as the file has it: a list of text."""
@@ -54,6 +57,8 @@ def read_model(arrays: Mapping[str, Array], k: int, n_columns: int) -> GaussianP
     least = np.diagonal(found.covars, axis1=1, axis2=2) if found.covars.ndim == 3 else found.covars
     if least.min() < _LEAST_COVARIANCE or np.abs(found.means).max() > _FARTHEST_MEAN:
         raise ModelFileError(f"a state of class {k} is too narrow or too far for float32")
+    if least.max() > _LARGEST_COVARIANCE:
+        raise ModelFileError(f"a state of class {k} is too wide for whitened frames")
     return found
 
 

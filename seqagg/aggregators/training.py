@@ -161,8 +161,15 @@ class Training:
             if not in_schedule or not all(0 <= beta < 1 for beta in betas):
                 raise ValueError("learning rate or momentum is not of this schedule")
             group |= {"lr": lr, "betas": betas}
+        schedule = {name: header["schedule"][name] for name in _OF_SCHEDULE}
+        n_steps = schedule["last_epoch"]
+        in_schedule = type(n_steps) is int and 0 <= n_steps < self.schedule.total_steps
+        if not in_schedule or schedule["_step_count"] != n_steps + 1:
+            raise ValueError("the number of steps is not of this schedule")
+        if schedule["_last_lr"] != [group["lr"] for group in groups]:
+            raise ValueError("the last learning rate is not that of the optimizer")
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
-        self.schedule.load_state_dict({name: header["schedule"][name] for name in _OF_SCHEDULE})
+        self.schedule.load_state_dict(schedule)
 
     def _fits(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether tensors are of the names, shapes and types of this training, and no nonsense.
