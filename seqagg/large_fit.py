@@ -33,7 +33,8 @@ from seqagg.aggregators.base import Aggregator
 from seqagg.aggregators.checks import check_groups
 from seqagg.aggregators.hmm import HMMAggregator
 from seqagg.aggregators.lessons import Without
-from seqagg.aggregators.stacking import StackingAggregator, Summaries, n_summaries
+from seqagg.aggregators.stacking import StackingAggregator, Summaries
+from seqagg.aggregators.summaries import n_summaries
 from seqagg.averages import HeldAverages
 from seqagg.cache import read_songs
 from seqagg.calibration import smoothed_prior

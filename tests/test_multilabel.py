@@ -37,8 +37,8 @@ from seqagg import (
 )
 from seqagg.aggregators.hmm_start import whiten_within
 from seqagg.aggregators.network import as_target, song_loss
-from seqagg.aggregators.stacking import summarize
 from seqagg.aggregators.start import calibrate, fit_logistic, make_start
+from seqagg.aggregators.summaries import summarize
 from seqagg.averages import WholeSongs
 from seqagg.calibration import fit_calibration, song_losses
 from seqagg.model_file import read_model, write_model

@@ -22,7 +22,8 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import LinearSVC
 
 from seqagg import MeanLogOdds, Songs, load
-from seqagg.aggregators.stacking import StackingAggregator, summarize
+from seqagg.aggregators.stacking import StackingAggregator
+from seqagg.aggregators.summaries import summarize
 from seqagg.errors import ParameterError
 from tests import reference, reference_models
 from tests.conftest import COLUMNS, frames_of, integer_labels, order_free_songs, order_songs

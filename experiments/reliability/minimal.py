@@ -4,9 +4,10 @@
 
 Makes an environment in ``build/minimal`` of the lower bounds of all that seqagg and its extras
 depend on (tools that run the tests are those of constraints.txt), and runs the tests there that are
-about seqagg, not about experiments or pages. Then come those of the extra ``skops``, which has
-another bound for scikit-learn. The extra ``ray`` has no older version than the one that is always
-tested. It takes minutes, and pip needs an index of packages.
+about seqagg, not about experiments or pages. Then ``experiments.speed --quick`` measures it beside
+the libraries of the extra ``speed``, which counts as a test, and come those of the extra ``skops``,
+which has another bound for scikit-learn. The extra ``ray`` has no older version than the one that
+is always tested. It takes minutes, and pip needs an index of packages.
 """  # noqa: D400
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ EXTRAS = ("hdf5", "onnx", "plots", "tunes")
 """Extras that are installed."""
 
 BOUNDED = (*EXTRAS, "speed")
-"""Extras whose lower bounds count: of the last, what the tests need of it."""
+"""Extras whose lower bounds count: what is in the last is needed by the tests too, or later."""
 
 LEFT_OUT = (
     *("classifier_file", "endurance", "experiments", "faults", "fuzz", "hostile", "layout"),
@@ -69,8 +70,10 @@ def run(folder: Path) -> dict[str, Any]:
     whole = f"{ROOT}[{','.join(('test', *EXTRAS))}]"
     limits = ["--constraint", str(folder / "constraints.txt")]
     subprocess.run([*install, "--editable", whole, *limits], check=True)
-    versions = _versions(python, bounds)
     found = tests(python, folder, ["tests", *(f"--ignore={_file(name)}" for name in LEFT_OUT)])
+    subprocess.run([*install, f"{ROOT}[speed]", *limits], check=True)
+    versions = _versions(python, bounds)
+    found["passed" if measures(python, folder) else "failed"] += 1
     skops = lower_bounds({"project": {"dependencies": _extra(project, "skops")}})
     oldest = [f"{name}=={version}" for name, version in skops.items()]
     subprocess.run([*install, *oldest], check=True)
@@ -84,6 +87,14 @@ def tests(python: str, folder: Path, which: Iterable[str]) -> dict[str, int]:
     command = [python, "-m", "pytest", f"--junitxml={report}", *which, "--deselect", NEWER]
     subprocess.run(command, cwd=ROOT, check=False, stdout=sys.stderr)
     return counts(report)
+
+
+def measures(python: str, folder: Path) -> bool:
+    """Whether seqagg can be measured beside all the others."""
+    command = [python, "-m", "experiments.speed", "--quick", "--out", str(folder / "speed")]
+    done = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True)
+    sys.stderr.write(done.stdout)
+    return done.returncode == 0 and "left out" not in done.stdout
 
 
 def _file(name: str) -> str:

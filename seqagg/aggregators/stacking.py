@@ -2,8 +2,7 @@
 
 Conventions
 -----------
-A summary is one row per song, shape (n_songs, n_features), whatever the songs' lengths: the order
-of frames survives in the parts of the song and in which column follows which.
+Features are those of `seqagg.aggregators.summaries`, shape (n_songs, n_features).
 """
 
 from __future__ import annotations
@@ -21,6 +20,14 @@ from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
 from seqagg.aggregators.parameters import check_count, check_seed
 from seqagg.aggregators.start import AverageStart, fit_logistic, make_start, mixed_classes
 from seqagg.aggregators.state import are_floats, check_floats, from_text_array, text_array
+from seqagg.aggregators.summaries import (
+    clipped,
+    counts_pairs,
+    n_summaries,
+    put_together,
+    summarize,
+    transitions,
+)
 from seqagg.averages import Averages, HeldAverages, RunningAverages
 from seqagg.calibration import (
     AVERAGING_ERRORS,
@@ -35,99 +42,10 @@ from seqagg.checkpoints import current_stage
 from seqagg.classifier_file import PARAMETER, dump_classifiers, load_classifiers
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import Fold, grouped_folds
-from seqagg.kernels.segments import segment_max, segment_mean, segment_sum
+from seqagg.kernels.segments import segment_max, segment_sum
 from seqagg.progress import steps
 from seqagg.songs import Songs
 from seqagg.streaming import Memory
-
-_CLIP = 12.0
-"""Log-odds beyond this say no more than this."""
-
-_MOST_TRANSITIONS = 16
-"""Columns up to which all pairs of them are counted."""
-
-
-def summarize(songs: Songs, n_parts: int) -> Floats:
-    """Fixed-length summaries of songs of log-odds.
-
-    Parameters
-    ----------
-    songs : Songs
-        Log-odds without missing frames or empty songs.
-    n_parts : int
-        Equal parts that each song is cut into.
-
-    Returns
-    -------
-    ndarray of shape (n_songs, n_features)
-        Per column: mean, deviation, lowest and highest value, and the mean of each part less
-        that of the song. With few columns, also how often each is followed by each other (the
-        sum over neighbouring frames of the product of their softmaxes, per frame). Last the log
-        of the number of frames.
-    """
-    x = _clipped(songs)
-    offsets = songs.offsets
-    mean = segment_mean(x, offsets)
-    return _summary(
-        mean,
-        segment_mean(x**2, offsets),
-        (-segment_max(-x, offsets), segment_max(x, offsets)),
-        [part - mean for part in _part_means(x, offsets, n_parts)],
-        _transitions(softmax(x, axis=1), offsets) if _counts_pairs(x.shape[1]) else None,
-        songs.lengths,
-    )
-
-
-def _clipped(songs: Songs) -> Floats:
-    return songs.values.astype(np.float64).clip(-_CLIP, _CLIP)
-
-
-def _counts_pairs(n_columns: int) -> bool:
-    return n_columns <= _MOST_TRANSITIONS
-
-
-def _summary(
-    mean: Floats,
-    mean_square: Floats,
-    extremes: tuple[Array, Array],
-    parts: list[Floats],
-    pairs: Floats | None,
-    lengths: Ints,
-) -> Floats:
-    """Put a summary together."""
-    blocks = [mean, np.sqrt(np.maximum(mean_square - mean**2, 0)), *extremes, *parts]
-    if pairs is not None:
-        blocks.append(pairs)
-    blocks.append(np.log(lengths)[:, None])
-    return np.hstack(blocks)
-
-
-def n_summaries(n_columns: int, n_parts: int) -> int:
-    """Features that `summarize` makes of songs of so many columns."""
-    pairs = n_columns**2 if n_columns <= _MOST_TRANSITIONS else 0
-    return (4 + n_parts) * n_columns + pairs + 1
-
-
-def _part_means(x: Floats, offsets: Ints, n_parts: int) -> list[Floats]:
-    """Mean of each part of each song; a part without a frame has the frame nearest to it."""
-    total = np.vstack([np.zeros(x.shape[1]), np.cumsum(x, axis=0)])
-    lengths = np.diff(offsets)
-    means = []
-    for part in range(n_parts):
-        first = lengths * part // n_parts
-        end = np.maximum(lengths * (part + 1) // n_parts, first + 1)
-        first, end = offsets[:-1] + first, offsets[:-1] + end
-        means.append((total[end] - total[first]) / (end - first)[:, None])
-    return means
-
-
-def _transitions(p: Floats, offsets: Ints) -> Floats:
-    """Mean product of neighbouring frames' shares, shape (n_songs, n_columns ** 2)."""
-    n = p.shape[1]
-    pairs = np.zeros((len(p), n * n))
-    pairs[:-1] = (p[:-1, :, None] * p[1:, None, :]).reshape(-1, n * n)
-    pairs[offsets[1:] - 1] = 0  # a song's last frame is followed by none
-    return segment_mean(pairs, offsets)
 
 
 @dataclass(frozen=True)
@@ -485,14 +403,14 @@ class _Listening(RunningAverages):
             "lowest": zeros + np.inf,
             "highest": zeros - np.inf,
         }
-        if _counts_pairs(len(zeros)):
+        if counts_pairs(len(zeros)):
             # Of the last frame, its shares: the next one makes pairs with them.
             start |= {"pairs": np.zeros(len(zeros) ** 2), "last": zeros}
         super().__init__(n, len(zeros), method._start.averages, start=start)
 
     def _hear(self, songs: Songs, which: Ints) -> None:
         super()._hear(songs, which)
-        x, offsets, arrays = _clipped(songs), songs.offsets, self.arrays
+        x, offsets, arrays = clipped(songs), songs.offsets, self.arrays
         arrays["sum"][which] += segment_sum(x, offsets)
         arrays["squares"][which] += segment_sum(x**2, offsets)
         lowest, highest = -segment_max(-x, offsets), segment_max(x, offsets)
@@ -501,14 +419,14 @@ class _Listening(RunningAverages):
         if "pairs" in arrays:
             p, lengths = softmax(x, axis=1), songs.lengths[:, None]
             joint = arrays["last"][which][:, :, None] * p[offsets[:-1]][:, None, :]
-            within = _transitions(p, offsets) * lengths
+            within = transitions(p, offsets) * lengths
             arrays["pairs"][which] += within + joint.reshape(within.shape)
             arrays["last"][which] = p[offsets[1:] - 1]
 
     def log_scores(self, which: Ints) -> Floats:
         averages = self.averages(which)
         n, mine = averages.lengths[:, None], {k: a[which] for k, a in self.arrays.items()}
-        features = _summary(
+        features = put_together(
             mine["sum"] / n,
             mine["squares"] / n,
             (mine["lowest"], mine["highest"]),
