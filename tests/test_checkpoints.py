@@ -26,6 +26,7 @@ from seqagg import GRUAggregator, HMMAggregator, MILAggregator, StackingAggregat
 from seqagg import checkpoints as keeping
 from seqagg.aggregators import make_aggregator
 from seqagg.aggregators.base import Aggregator
+from seqagg.aggregators.state import text_array
 from seqagg.cache import write_cache
 from seqagg.cli import main
 from seqagg.engines import Engine, using
@@ -168,6 +169,34 @@ def test_networks_that_others_trained_are_kept(
             found = make().fit(SONGS)
     assert kept.resumed
     same(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("end", "change"),
+    [
+        ("weight_hh_l0", lambda a: np.full_like(a, np.nan)),
+        ("weight_hh_l0", lambda a: a[:1]),
+        ("scores", lambda a: np.full_like(a, np.inf)),
+        ("scores", lambda a: a[:1]),
+        ("history", lambda a: a[:-1]),
+        ("history", lambda a: text_array([])),
+    ],
+)
+def test_networks_that_no_training_gives_are_trained_again(
+    end: str, change: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    with using(Elsewhere()):
+        leave(lambda: MADE["gru"]().fit(SONGS), tmp_path / "kept")
+        n_changed = 0
+        for file in (tmp_path / "kept").rglob("*.safetensors"):
+            header, arrays = read_model(file)
+            changed = {n: change(a) for n, a in arrays.items() if n.endswith(end)}
+            n_changed += len(changed)
+            write_model(file, header, arrays | changed)
+        assert n_changed > 0
+        with keeping(tmp_path / "kept"):
+            found = MADE["gru"]().fit(SONGS)
+    same(found, MADE["gru"]().fit(SONGS))
 
 
 @pytest.mark.parametrize("name", FITS)
