@@ -457,8 +457,7 @@ def _told_fuzz(cases: Mapping[str, Metrics]) -> list[list[str]]:
     n_read = sum(row.get("read", 0) for row in cases.values())
     told = (
         f"{n_read:,.0f} read, the others refused in one line, {whole['findings']:,.0f} findings; "
-        f"{whole['fixed']:,.0f} files that once brought a reader down, found so or by hand, "
-        "no more do"
+        f"{whole['fixed']:,.0f} of before are fixed"
     )
     return [["damaged and forged files", f"{whole['inputs']:,.0f}", told]]
 

@@ -18,7 +18,7 @@ import pytest
 
 from experiments.reliability import fuzz
 from experiments.reliability.counts import Counts, left, union
-from experiments.reliability.targets import FINDINGS, Target, findings, make_targets
+from experiments.reliability.targets import FINDINGS, FORGED, Target, findings, make_targets
 from seqagg import SeqaggError
 
 N_INPUTS = 10_000
@@ -44,7 +44,9 @@ def test_ten_thousand_inputs(tmp_path: Path) -> None:
         assert n["read"] > 0 or name == "model bytes", name
 
 
-@pytest.mark.parametrize("file", sorted(FINDINGS.iterdir()), ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", sorted([*FINDINGS.iterdir(), *FORGED.iterdir()]), ids=lambda file: file.name
+)
 def test_what_was_once_found(file: Path, targets: dict[str, Target], tmp_path: Path) -> None:
     target = targets[file.name.partition(".")[0].replace("-", " ")]
     assert file in findings(file.name.partition(".")[0])

@@ -18,7 +18,10 @@ from seqagg.aggregators import make_aggregator
 from seqagg.sources.text import PACKED
 
 FINDINGS = Path(__file__).parent / "findings"
-"""What was once more than refused, ``TARGET.WHAT.SUFFIX``: valid files no more than others."""
+"""What fuzzing found, and was more than refused: ``TARGET.WHAT.SUFFIX``."""
+
+FORGED = Path(__file__).parent / "forged"
+"""Files made by hand of what readers should refuse, named alike."""
 
 Mutation = Callable[[bytes, Random], bytes]
 
@@ -52,8 +55,9 @@ FORMS = {"json": ".jsonl", "parquet": ".parquet", "file": ".feather", "stream": 
 
 
 def findings(name: str) -> list[Path]:
-    """Files that a target was once brought down by."""
-    return sorted(FINDINGS.glob(f"{name.replace(' ', '-')}.*"))
+    """Files that a target was once brought down by, or might be."""
+    pattern = f"{name.replace(' ', '-')}.*"
+    return sorted([*FINDINGS.glob(pattern), *FORGED.glob(pattern)])
 
 
 def make_targets(folder: Path) -> dict[str, Target]:
