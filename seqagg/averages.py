@@ -25,6 +25,7 @@ from seqagg.kernels.segments import (
     segment_mean,
     segment_mean_log_odds,
     segment_mean_probability,
+    segment_mean_within,
     segment_sum,
     segment_votes,
 )
@@ -182,8 +183,8 @@ def _log_odds(songs: Songs) -> Floats:
 
 def _probability(songs: Songs) -> Floats:
     if songs.kind == "probability":
-        clipped = np.clip(songs.values, PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN)
-        return segment_mean(clipped, songs.offsets)
+        low, high = PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN
+        return segment_mean_within(songs.values, songs.offsets, low, high)
     return segment_mean_probability(songs.values, songs.offsets)
 
 

@@ -20,6 +20,7 @@ from seqagg.kernels.segments import (
     segment_mean,
     segment_mean_log_odds,
     segment_mean_probability,
+    segment_mean_within,
     segment_sum,
     segment_votes,
 )
@@ -30,6 +31,11 @@ Values = npt.NDArray[np.floating[Any]]
 Offsets = npt.NDArray[np.int64]
 Reduction = Callable[[Values, Offsets], Values]
 
+
+def mean_within(values: Values, offsets: Offsets) -> Values:
+    return segment_mean_within(values, offsets, 0.2, 0.7)
+
+
 REDUCTIONS: list[Reduction] = [
     segment_sum,
     segment_mean,
@@ -37,6 +43,7 @@ REDUCTIONS: list[Reduction] = [
     segment_votes,
     segment_mean_log_odds,
     segment_mean_probability,
+    mean_within,
 ]
 
 every_reduction = pytest.mark.parametrize("reduce", REDUCTIONS, ids=lambda f: f.__name__)
@@ -72,6 +79,16 @@ class TestAgainstLoops:
         found = segment_max(values, offsets)
         assert found.dtype == np.float32
         assert_array_equal(found, [[max(column) for column in song] for song in columns])
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_mean_within(self, n_columns: int, dtype: type[np.floating[Any]]) -> None:
+        """The limits are of the type of the values, as NumPy has it."""
+        values, offsets = songs(n_columns)
+        values = values.astype(dtype)
+        clipped = np.clip(values, 0.2, 0.7)
+        assert clipped.dtype == dtype
+        means = [reference.mean_over_frames(song.tolist()) for song in parts(clipped, offsets)]
+        assert_allclose(mean_within(values, offsets), means, rtol=1e-14)
 
     def test_votes(self, n_columns: int) -> None:
         values, offsets = songs(n_columns)

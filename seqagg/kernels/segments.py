@@ -50,6 +50,15 @@ def segment_mean(values: Array, offsets: Offsets) -> Floats:
     return _reduced(_sum, values, offsets, True)
 
 
+def segment_mean_within(values: Values, offsets: Offsets, low: float, high: float) -> Floats:
+    """Mean over the frames of each song, of values that are moved into [low, high] first."""
+    out = np.empty((len(offsets) - 1, values.shape[1]))
+    flat = _flat(values)
+    number = flat.dtype.type
+    _mean_within(flat, _fixed(offsets), _width(values.shape[1]), number(low), number(high), out)
+    return out
+
+
 def segment_max(values: Values, offsets: Offsets) -> Values:
     """Largest value of each song and column, of the type of the values."""
     flat = _flat(values)
@@ -153,6 +162,37 @@ def _sum(flat, offsets, most, mean, out):  # type: ignore[no-untyped-def]
         divisor = np.float64(offsets[i + 1] - offsets[i]) if mean else 1.0
         for k in range(n_columns):
             row[k] = wide[k] / divisor
+
+
+@jit
+def _mean_within(flat, offsets, most, low, high, out):  # type: ignore[no-untyped-def]
+    n_columns = out.shape[1]
+    wide = np.empty(most)
+    for i in range(len(out)):
+        song = flat[offsets[i] * n_columns : offsets[i + 1] * n_columns]
+        width = most  # as in `_sum`
+        while width > n_columns and len(song) < 4 * width:
+            width //= 2
+        wide[:width] = 0.0
+        at = 0
+        while at + 2 * width <= len(song):
+            first, second = song[at : at + width], song[at + width : at + 2 * width]
+            for j in range(width):
+                x, y = first[j], second[j]
+                x = low if x < low else (high if x > high else x)  # a NaN stays one
+                y = low if y < low else (high if y > high else y)
+                wide[j] += np.float64(x) + np.float64(y)
+            at += 2 * width
+        while at < len(song):
+            part = song[at : min(at + width, len(song))]
+            for j in range(len(part)):
+                x = part[j]
+                wide[j] += low if x < low else (high if x > high else x)
+            at += width
+        _fold(wide, width, n_columns)
+        row = out[i]
+        for k in range(n_columns):
+            row[k] = wide[k] / (offsets[i + 1] - offsets[i])
 
 
 @jit
