@@ -66,7 +66,10 @@ def make_targets(folder: Path) -> dict[str, Target]:
     (content,) = seeds.results(folder)
     predictions = (folder / "predictions.parquet").read_bytes()
     model = seqagg.MeanLogOdds(on_empty="prior").fit(seeds.small_songs())
-    hmm = make_aggregator("hmm", **seeds.QUICK["hmm"]).fit(seeds.small_songs())
+    sequence_models: dict[str, dict[str, Any]] = {
+        "hmm": {},
+        "gru": {"base": "none", "bidirectional": False},
+    }
     frames = "song_id,start,end,jig,reel"
     manifest = seeds.shards(folder / "shards")
     (folder / "songs.csv").write_bytes(b"song_id,jig,reel\na,0.5,1.5\na,0,1\nb,1,2\n")
@@ -89,6 +92,10 @@ def make_targets(folder: Path) -> dict[str, Target]:
     def in_fit(method: str, names: str) -> Target:
         fits = folders.Fits(folder / method, method, names)
         return Target(".safetensors", fits.read, lambda _: fits.seeds(), folders.change_checkpoint)
+
+    def fitted(method: str, **parameters: Any) -> Any:
+        made = make_aggregator(method, **seeds.QUICK[method] | parameters)
+        return made.fit(seeds.small_songs())
 
     named: dict[str, Any] = {"scores": "scores", "lengths": "lengths", "song": "song"}
     return {
@@ -122,12 +129,15 @@ def make_targets(folder: Path) -> dict[str, Target]:
             seeds.csv_frames,
             m.change_text,
         ),
-        "stream hmm": Target(
-            ".jsonl",
-            partial(readers.listen, form="json", model=hmm),
-            seeds.json_frames,
-            m.change_lines,
-        ),
+        **{
+            f"stream {method}": Target(
+                ".jsonl",
+                partial(readers.listen, form="json", model=fitted(method, **parameters)),
+                seeds.json_frames,
+                m.change_lines,
+            )
+            for method, parameters in sequence_models.items()
+        },
         "table": source("table", ".csv", table, m.change_text, 2, time="start", end="end", **proba),
         "tsv": source(
             "table",
