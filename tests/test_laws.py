@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import re
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from threadpoolctl import threadpool_limits
 from seqagg import Songs, write_cache
 from seqagg.aggregators import AGGREGATORS, make_aggregator
 from seqagg.aggregators.base import Aggregator
+from seqagg.aggregators.canonical import order_of_columns
 from seqagg.errors import ParameterError, SongError
 from seqagg.logodds import to_probability
 from tests.conftest import (
@@ -765,3 +767,12 @@ def section(cls: type, title: str) -> set[str]:
     entries = re.findall(r"^(\w[\w, ]*?) :", found.group(1), re.MULTILINE)
     # An entry of two parameters may stand as "hidden_size, n_layers : int".
     return {entry.strip() for line in entries for entry in line.split(",")}
+
+
+def test_columns_with_infinities_have_an_order_of_their_own() -> None:
+    """Log-odds may be infinite, and a mean and a spread are then no numbers."""
+    values = np.array([[np.inf, -np.inf, 1.0, np.inf], [-np.inf, np.inf, 2.0, np.inf]], np.float32)
+    found = values[:, order_of_columns(values)]
+    for order in itertools.permutations(range(4)):
+        other = values[:, order]
+        assert_array_equal(other[:, order_of_columns(other)], found)

@@ -537,3 +537,13 @@ def test_hdf5_without_h5py_says_what_to_install(
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     with pytest.raises(ParameterError, match=r"pip install 'seqagg\[hdf5\]'"):
         read(path, **KIND)
+
+
+def test_an_array_that_claims_columns_without_end(tmp_path):
+    """It has no frame, and so no bytes that would be missing."""
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (0, 2199023255552), }"
+    header = header.ljust(117) + b"\n"
+    size = len(header).to_bytes(2, "little")
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + size + header)
+    with pytest.raises(SourceError, match=r"x\.npy.* has 2,199,023,255,552 columns, more than 1,"):
+        read(tmp_path / "x.npy", "npy", kind="probability")

@@ -27,7 +27,8 @@ def order_of_columns(values: Array, has: Array | None = None) -> npt.NDArray[np.
         Columns that are equal in all this, and so interchangeable, stay in their order.
     """
     n_columns = values.shape[1]
-    exact = values.astype(np.float64)
+    # What is infinite is farther than float32 goes, and its square still a double.
+    exact = np.nan_to_num(values.astype(np.float64), copy=False, posinf=1e39, neginf=-1e39)
     mean, spread = np.zeros((2, n_columns))
     if len(values):
         mean, spread = exact.mean(axis=0), exact.std(axis=0)
