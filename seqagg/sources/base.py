@@ -256,5 +256,5 @@ def named_columns(options: Options, n_columns: int, file: Path | None) -> tuple[
 
 def as_scores(array: npt.NDArray[Any]) -> Floats:
     """Array of numbers as scores."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # a NaN may be one that signals
         return np.ascontiguousarray(array, dtype=np.float32)
