@@ -142,6 +142,17 @@ def test_stopped_anywhere_it_ends_in_the_same_model(
     assert_array_equal(torch.get_rng_state(), random_state)
 
 
+def rewrite(folder: Path, end: str, change: Callable[[Any], Any]) -> None:
+    """Change the arrays whose names end so in all checkpoints, with checksums that are right."""
+    n_changed = 0
+    for file in folder.rglob("*.safetensors"):
+        header, arrays = read_model(file)
+        changed = {n: change(a) for n, a in arrays.items() if n.endswith(end)}
+        n_changed += len(changed)
+        write_model(file, header, arrays | changed)
+    assert n_changed > 0
+
+
 class Elsewhere(Engine):
     """An engine of other processes, but that there are none."""
 
@@ -187,13 +198,7 @@ def test_networks_that_no_training_gives_are_trained_again(
 ) -> None:
     with using(Elsewhere()):
         leave(lambda: MADE["gru"]().fit(SONGS), tmp_path / "kept")
-        n_changed = 0
-        for file in (tmp_path / "kept").rglob("*.safetensors"):
-            header, arrays = read_model(file)
-            changed = {n: change(a) for n, a in arrays.items() if n.endswith(end)}
-            n_changed += len(changed)
-            write_model(file, header, arrays | changed)
-        assert n_changed > 0
+        rewrite(tmp_path / "kept", end, change)
         with keeping(tmp_path / "kept"):
             found = MADE["gru"]().fit(SONGS)
     same(found, MADE["gru"]().fit(SONGS))
@@ -299,13 +304,7 @@ def test_files_that_another_state_of_the_code_has_written_are_as_good_as_none(
 ) -> None:
     """Their checksums are right. An optimizer that took up arrays too short wrote beyond them."""
     leave(lambda: MADE[name]().fit(SONGS), tmp_path / "kept")
-    n_changed = 0
-    for file in (tmp_path / "kept").rglob("*.safetensors"):
-        header, arrays = read_model(file)
-        changed = {n: change(a) for n, a in arrays.items() if n.endswith(end)}
-        n_changed += len(changed)
-        write_model(file, header, arrays | changed)
-    assert n_changed > 0
+    rewrite(tmp_path / "kept", end, change)
     with keeping(tmp_path / "kept"):
         found = MADE[name]().fit(SONGS)
     same(found, MADE[name]().fit(SONGS))

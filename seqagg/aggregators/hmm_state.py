@@ -48,16 +48,16 @@ def read_model(arrays: Mapping[str, Array], k: int, n_columns: int) -> GaussianP
         if (p < 0).any() or not np.allclose(p.sum(axis=-1), 1, rtol=0, atol=1e-6):
             raise ModelFileError(f"{name} of class {k} holds no probabilities")
     if found.covars.ndim == 2:
-        positive = bool((found.covars > 0).all())
+        variances, positive = found.covars, bool((found.covars > 0).all())
     else:
+        variances = np.diagonal(found.covars, axis1=1, axis2=2)
         symmetric = np.allclose(found.covars, found.covars.swapaxes(1, 2))
         positive = symmetric and bool((np.linalg.eigvalsh(found.covars) > 0).all())
     if not positive:
         raise ModelFileError(f"a covariance of class {k} is not positive")
-    least = np.diagonal(found.covars, axis1=1, axis2=2) if found.covars.ndim == 3 else found.covars
-    if least.min() < _LEAST_COVARIANCE or np.abs(found.means).max() > _FARTHEST_MEAN:
+    if variances.min() < _LEAST_COVARIANCE or np.abs(found.means).max() > _FARTHEST_MEAN:
         raise ModelFileError(f"a state of class {k} is too narrow or too far for float32")
-    if least.max() > _LARGEST_COVARIANCE:
+    if variances.max() > _LARGEST_COVARIANCE:
         raise ModelFileError(f"a state of class {k} is too wide for whitened frames")
     return found
 

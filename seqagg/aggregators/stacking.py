@@ -8,6 +8,7 @@ Features are those of `seqagg.aggregators.summaries`, shape (n_songs, n_features
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -92,10 +93,10 @@ class _Setting:
     """What is chosen on held-out songs of the default classifier; nothing of the user's own."""
 
     ridge: float = 1.0
-    bound: float | None = None
+    bound: float = math.inf
 
     def __str__(self) -> str:
-        bounded = "" if self.bound is None else f", features within {self.bound:g} deviations"
+        bounded = "" if self.bound == math.inf else f", features within {self.bound:g} deviations"
         return f"ridge {self.ridge:g}{bounded}"
 
 
@@ -294,7 +295,7 @@ class StackingAggregator(Aggregator):
             return _Linear(np.zeros((features.shape[1], len(bias))), bias)
         if self.classifier is not None:
             return _Own(clone(self.classifier).fit(features, y), len(self.classes_))
-        scale = _Scale.of(features, setting.bound or self.bounds[0])
+        scale = _Scale.of(features, setting.bound)
         map_ = fit_logistic(scale(features), y, len(self.classes_), setting.ridge)
         return _Linear(map_.weight, map_.bias, scale)
 
