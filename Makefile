@@ -20,7 +20,7 @@ lint: $(READY)
 # Made again only when what it was made from has changed.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,tunes,plots,skops,ray]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,tunes,plots,skops,ray,fuzz]'
 	touch $@
 
 clean:

@@ -26,17 +26,26 @@ def dependencies() -> dict[str, str]:
     found: dict[str, str] = {}
     for extra, lines in groups.items():
         for line in lines:
-            found.setdefault(re.split(r"[\[>=<]", line)[0], extra)
+            found.setdefault(re.split(r"[\[>=<;]", line)[0], extra)
     return found
 
 
 def licence_of(name: str) -> str:
-    """What a library's metadata say: an expression, a short name, or a classifier."""
+    """What a library's metadata say: an expression, a short name, a classifier, or a text."""
     about = metadata.metadata(name)
     marks = [c.rpartition(" :: ")[2] for c in about.get_all("Classifier", []) if "License" in c]
     plain = (about["License"] or "").strip()
     said = about["License-Expression"] or (plain if 0 < len(plain) < 40 else "") or ", ".join(marks)
-    return str(said or "not said in its metadata")
+    return str(said or _title_of_text(name) or "not said in its metadata")
+
+
+def _title_of_text(name: str) -> str:
+    """The first lines, two at most, of the licence that comes with a library."""
+    for file in metadata.files(name) or []:
+        if file.name.upper().startswith("LICEN") and ".dist-info" in str(file):
+            title = file.read_text().strip().partition("\n\n")[0]
+            return " ".join(line.strip() for line in title.splitlines()[:2])
+    return ""
 
 
 def lines() -> list[str]:

@@ -462,6 +462,16 @@ def _told_fuzz(cases: Mapping[str, Metrics]) -> list[list[str]]:
     return [["damaged and forged files", f"{whole['inputs']:,.0f}", told]]
 
 
+def _told_guided(cases: Mapping[str, Metrics]) -> list[list[str]]:
+    whole = cases[""]
+    n_read = sum(row.get("read", 0) for row in cases.values())
+    told = (
+        f"{n_read:,.0f} read, the others refused in one line, {whole['findings']:,.0f} findings, "
+        f"in {whole['seconds'] / 3600:.1f} hours"
+    )
+    return [["files bred by libFuzzer to reach new code", f"{whole['inputs']:,.0f}", told]]
+
+
 def _told_faults(cases: Mapping[str, Metrics]) -> list[list[str]]:
     kills = [row for case, row in cases.items() if case.startswith("kill ")]
     named = {"`kill -9`, then run again": kills}
@@ -498,6 +508,7 @@ def _told_minimal(cases: Mapping[str, Metrics]) -> list[list[str]]:
 
 _TOLD: dict[str, Callable[[Mapping[str, Metrics]], list[list[str]]]] = {
     "fuzz": _told_fuzz,
+    "guided": _told_guided,
     "faults": _told_faults,
     "endurance": _told_endurance,
     "minimal": _told_minimal,

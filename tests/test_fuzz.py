@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
-from experiments.reliability import fuzz
+from experiments.reliability.attempts import changed
 from experiments.reliability.counts import Counts, left, union
 from experiments.reliability.targets import FINDINGS, FORGED, Target, findings, make_targets
 from seqagg import SeqaggError
@@ -64,7 +66,7 @@ def test_the_same_chance_makes_the_same_input(targets: dict[str, Target], tmp_pa
         (tmp_path / name).mkdir()
         seeds = list(target.seeds(tmp_path / name))
         for number in range(20):
-            one, other = (fuzz._input(target, seeds, Random(number)) for _ in range(2))
+            one, other = (changed(target, seeds, Random(number)) for _ in range(2))
             assert one == other, name
 
 
@@ -116,9 +118,9 @@ def test_findings_are_tried_again() -> None:
 FORBIDDEN = """
 import os, pickle, socket, sys
 from pathlib import Path
-from experiments.reliability import fuzz
+from experiments.reliability.attempts import guard
 folder = Path(sys.argv[1])
-fuzz._guard(folder)
+guard(folder)
 actions = {
     "start": lambda: os.system("true"),
     "unpickle": lambda: pickle.loads(pickle.dumps(os.system)),
@@ -145,3 +147,84 @@ def test_the_guard_sees_what_a_file_could_do(tmp_path: Path) -> None:
         "memory MemoryError",
         "write inside done",
     ]
+
+
+class TestGuided:
+    """Files that libFuzzer breeds."""
+
+    PLANTED = """
+import sys
+from pathlib import Path
+from experiments.reliability import guided
+from experiments.reliability.targets import Target
+from seqagg import SeqaggError
+
+def read(path):
+    data = path.read_bytes()
+    if data[:1] == b"j":
+        if data[1:2] == b"i":
+            if data[2:3] == b"g":
+                raise KeyError("planted")
+    raise SeqaggError("refused")
+
+def change(data, chance):
+    place = chance.randrange(3)
+    return data[:place] + chance.randbytes(1) + data[place + 1 :]
+
+read.__module__ = "seqagg.planted"
+target = Target(".txt", read, lambda folder: [], change)
+guided.make_targets = lambda folder: {"planted": target}
+guided.seeds_of = lambda *about: [b"waltz"]
+guided.main(sys.argv[1:])
+"""
+
+    @pytest.fixture(autouse=True)
+    def needs_atheris(self) -> None:
+        pytest.importorskip("atheris")
+
+    def test_what_chance_alone_would_not_find(self, tmp_path: Path) -> None:
+        """Three bytes in a row, of which each is a step to the next."""
+        (tmp_path / "findings").mkdir()
+        command = [sys.executable, "-c", self.PLANTED, "--worker", tmp_path, "--seconds", "15"]
+        command += ["--only", "planted", "--keep", tmp_path / "kept"]
+        subprocess.run(command, capture_output=True, check=True)
+        found = json.loads((tmp_path / "counts").read_text())["findings"]
+        assert {"KeyError: 'planted'"} == {row["what"].partition(" (")[0] for row in found}
+        kept = [path.read_bytes() for path in (tmp_path / "findings").iterdir()]
+        assert kept
+        assert all(data.startswith(b"jig") for data in kept)
+
+    def test_readers_hold_until_they_are_told_to_stop(self, tmp_path: Path) -> None:
+        """And where one of them is killed, it is a finding, and the others go on."""
+        command = [sys.executable, "-m", "experiments.reliability.guided", "--json", "--jobs", "2"]
+        command += ["--only", "labels,npy", "--seconds", "600", "--keep", str(tmp_path / "kept")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as running:
+            bred = tmp_path / "kept" / "bred"
+            until(lambda: all(_count(bred / name) > 20 for name in ("labels", "npy")))
+            children = Path(f"/proc/{running.pid}/task").glob("*/children")
+            first, *_ = [pid for file in children for pid in file.read_text().split()]
+            name = Path(f"/proc/{first}/cmdline").read_bytes().split(b"\0--only\0")[1]
+            os.kill(int(first), signal.SIGKILL)
+            time.sleep(2)
+            running.send_signal(signal.SIGINT)
+            found = json.loads(running.communicate()[0])
+        assert running.returncode == 1
+        (finding,) = found["findings"]
+        assert finding["target"] == name.partition(b"\0")[0].decode()
+        assert finding["what"].startswith("ends the process with status -9")
+        for n in found["targets"].values():
+            assert n["refused"] > 50
+            assert n["read"] > 0
+
+
+def _count(folder: Path) -> int:
+    return len(list(folder.iterdir())) if folder.exists() else 0
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for something, a minute at most."""
+    for _ in range(600):
+        if holds():
+            return
+        time.sleep(0.1)
+    raise TimeoutError

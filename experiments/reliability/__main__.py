@@ -3,11 +3,12 @@
     python -m experiments.reliability --inputs 10000000 --kills 200 --fits 1000
     python -m experiments.reliability --only faults --kills 12
 
-Runs `fuzz`, `faults`, `endurance` and `minimal`, each in a process of its own, and keeps what they
-count in ``reliability.parquet``: one number per row, with the columns part, case, metric, value.
-Each part is kept when it ends, and what is not run again (``--only``) stays as it was. The fuzzing
+Runs `fuzz`, `guided`, `faults`, `endurance` and `minimal`, each in a process of its own, and keeps
+what they count in ``reliability.parquet``: a number per row, with the columns part, case, metric,
+value. Each part is kept when it ends, and what is not run again (``--only``) stays. The fuzzing
 goes on from its counts in ``fuzz.json`` until all inputs are done, or ``--seconds`` have passed:
-then what is done so far is kept. Predictions are a hundred times the fits.
+then what is done so far is kept. `guided` takes the same seconds, an hour if none are given.
+Predictions are a hundred times the fits.
 """  # noqa: D400
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = made.parse_args(arguments)
     if options.quick:
-        options.inputs, options.kills, options.fits = 1000, 4, 10
+        options.inputs, options.kills, options.fits, options.seconds = 1000, 4, 10, 60
     path = folder(options) / f"{NAME}.parquet"
     failed = False
     for part in options.only:
@@ -79,6 +80,7 @@ def run(part: str, options: argparse.Namespace) -> tuple[Any, bool]:
             "--json",
             *(word for name, value in fuzz.items() for word in (f"--{name}", value)),
         ],
+        "guided": ["--json", "--seconds", options.seconds or 3600, "--jobs", options.jobs],
         "faults": ["--kills", options.kills, "--seed", options.seed],
         "endurance": ["--fits", options.fits, "--predictions", 100 * options.fits],
     }
@@ -97,6 +99,16 @@ def fuzz_rows(found: Mapping[str, Any]) -> Iterator[Row]:
     yield "fuzz", "", "seconds", found["seconds"]
     yield "fuzz", "", "findings", len(found["findings"])
     yield "fuzz", "", "fixed", len(list(FINDINGS.iterdir()))
+
+
+def guided_rows(found: Mapping[str, Any]) -> Iterator[Row]:
+    """By reader, inputs that were bred and read or refused."""
+    for target, counts in found["targets"].items():
+        for metric, value in counts.items():
+            yield "guided", target, metric, value
+    yield "guided", "", "inputs", found["inputs"]
+    yield "guided", "", "seconds", found["seconds"]
+    yield "guided", "", "findings", len(found["findings"])
 
 
 def faults_rows(found: Mapping[str, Any]) -> Iterator[Row]:
@@ -121,6 +133,7 @@ def minimal_rows(found: Mapping[str, Any]) -> Iterator[Row]:
 
 ROWS: dict[str, Callable[[Any], Iterator[Row]]] = {
     "fuzz": fuzz_rows,
+    "guided": guided_rows,
     "faults": faults_rows,
     "endurance": endurance_rows,
     "minimal": minimal_rows,

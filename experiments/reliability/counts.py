@@ -73,6 +73,11 @@ class Counts:
         self.findings += found["findings"]
         self.done = union([*self.done, found["piece"]])
 
+    def piece(self, first: int, end: int) -> dict[str, Any]:
+        """All of this as what was counted of a piece."""
+        found: dict[str, Any] = {"piece": [first, end], "read": self.n_read}
+        return found | {"refused": self.n_refused, "findings": self.findings}
+
     def forget_findings(self) -> list[int]:
         """Make them inputs that are to be tried, and give their numbers."""
         numbers = sorted({finding["input"] for finding in self.findings})

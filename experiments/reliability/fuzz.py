@@ -14,14 +14,12 @@ it fell. With a state, a run goes on where one before it was stopped, and tries 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fcntl
 import gc
 import json
 import math
 import mmap
 import os
-import resource
 import shutil
 import signal
 import struct
@@ -29,29 +27,27 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
-from types import FrameType
-from typing import TYPE_CHECKING, Any
 
+from experiments.reliability.attempts import (
+    ENVIRONMENT,
+    attempt,
+    changed,
+    file_name,
+    guard,
+    keep,
+    most_memory,
+    seeds_of,
+)
 from experiments.reliability.counts import Counts, left
-from experiments.reliability.mutations import scramble
+from experiments.reliability.targets import make_targets
 from experiments.runs import first_line
-
-if TYPE_CHECKING:
-    from experiments.reliability.targets import Target
 
 LONGEST = 20.0
 """Seconds of a processor that an input may take; by the clock, on a busy machine, 15 times that."""
-
-MOST_MEMORY = 300 * 2**20
-"""Bytes that an input may take."""
-
-_MOST_ADDRESSES = 6 * 2**30
-"""Addresses that the process may take: what asks for more gets a MemoryError."""
 
 _PIECE = 50
 """Inputs that a process takes, and counts, at a time."""
@@ -61,22 +57,6 @@ _KEPT_EVERY = 60.0
 
 _STATE = struct.Struct("<QQQqd")
 """First and end of the piece, input at hand, its target, and processor's seconds before it."""
-
-_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    # Arrow's own memory reserves addresses by the gigabyte, which the limit would count; so does
-    # the heap, where large pieces leave holes.
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": "1048576",
-}
-
-_FORBIDDEN = (
-    *("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket."),
-    *("pickle.find_class", "ctypes.", "os.remove", "os.rmdir", "shutil.", "os.symlink"),
-)
-"""Beginnings of events that Python tells of, and that no reader has a reason to cause."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -166,7 +146,7 @@ class _Worker:
         (self._folder / "state").write_bytes(_STATE.pack(0, 0, 0, 0, math.inf))
         self._seen, self._since = (0, math.inf), time.monotonic()
         with (self._folder / "stderr").open("w") as said:
-            environment = os.environ | _ENVIRONMENT
+            environment = os.environ | ENVIRONMENT
             # Interrupted with its parent, it would count the interrupt as an error of a reader.
             self._process = subprocess.Popen(
                 command, stderr=said, env=environment, start_new_session=True
@@ -202,7 +182,7 @@ class _Worker:
         piece = {"piece": [number, number + 1], "read": {}, "refused": {}, "findings": [finding]}
         self._counts.add(piece)
         for path in inputs:
-            _keep(path, name, number, self._folder)
+            keep(path, name, number, self._folder)
         self._keep_findings()
         self._start([(first, number), (number + 1, end)])
         return True
@@ -224,8 +204,6 @@ class _Worker:
 
 def work(options: argparse.Namespace, folder: Path) -> None:
     """Read inputs until none is left, or until the file ``stop`` is there."""
-    from experiments.reliability.targets import make_targets
-
     warnings.simplefilter("error")
     inside = folder / "in"
     inside.mkdir(exist_ok=True)
@@ -234,58 +212,26 @@ def work(options: argparse.Namespace, folder: Path) -> None:
         targets = {name: targets[name] for name in options.only.split(",")}
     (folder / "targets").write_text(json.dumps(list(targets)))
     turns = [i for i, target in enumerate(targets.values()) for _ in range(target.weight)]
-    seeds = {name: _seeds(name, target, folder) for name, target in targets.items()}
+    seeds = {name: seeds_of(name, target, folder) for name, target in targets.items()}
     again = _again(options, folder, targets)
     pieces = _pieces(options, folder)
-    _guard(folder)
+    guard(folder)
     gc.collect()
     gc.freeze()  # what is here to stay need not be looked through again and again
     names = list(targets)
     with (folder / "state").open("r+b") as file, (folder / "counts").open("a") as lines:
         state = mmap.mmap(file.fileno(), 0)
         for piece in pieces:
-            counts, memory = Counts(), _most_memory()
+            counts, memory = Counts(), most_memory()
             for number in piece:
                 name, data = again.get(number, (names[turns[number % len(turns)]], None))
                 turn = names.index(name)
                 state[:] = _STATE.pack(piece.start, piece.stop, number, turn, time.process_time())
                 if data is None:
-                    data = _input(targets[name], seeds[name], Random(options.seed << 48 | number))
-                memory = _try(targets[name], name, number, data, inside, counts, memory)
-            line = {"piece": [piece.start, piece.stop], "read": counts.n_read}
-            line |= {"refused": counts.n_refused, "findings": counts.findings}
-            lines.write(json.dumps(line) + "\n")
+                    data = changed(targets[name], seeds[name], Random(options.seed << 48 | number))
+                memory = attempt(targets[name], name, number, data, inside, counts, memory)
+            lines.write(json.dumps(counts.piece(piece.start, piece.stop)) + "\n")
             lines.flush()
-
-
-def _seeds(name: str, target: Target, folder: Path) -> list[bytes]:
-    """Valid files, made once for all processes, and findings of old."""
-    from experiments.reliability.targets import findings
-    from seqagg import SeqaggError
-
-    place = folder.parent / "seeds" / name
-    if not place.exists():
-        (folder / "made").mkdir()
-        (folder / "new").mkdir()
-        for i, seed in enumerate(target.seeds(folder / "made")):
-            (folder / "new" / f"{i:03}").write_bytes(seed)
-        shutil.rmtree(folder / "made")
-        place.parent.mkdir(exist_ok=True)
-        with contextlib.suppress(OSError):  # another process was faster
-            (folder / "new").rename(place)
-        shutil.rmtree(folder / "new", ignore_errors=True)
-    seeds = [path.read_bytes() for path in sorted(place.iterdir())]
-    path = folder / "in" / f"x{target.suffix}"
-    for seed in seeds:  # what is imported at first is imported now
-        path.write_bytes(seed)
-        if target.suffix not in (".npz", ".parquet"):  # some of these suit one reader only
-            target.read(path)
-        else:
-            with contextlib.suppress(SeqaggError):
-                target.read(path)
-    path.unlink()
-    found = [path.read_bytes() for path in findings(name)]
-    return seeds * (1 + len(found) // len(seeds)) + found  # most of what is found is refused
 
 
 def _again(
@@ -296,7 +242,7 @@ def _again(
         return {}
     numbers = json.loads((folder.parent / "plan").read_text())["again"]
     found = [
-        (n, name, options.keep.glob(_name(name, n, ".*"))) for n in numbers for name in targets
+        (n, name, options.keep.glob(file_name(name, n, ".*"))) for n in numbers for name in targets
     ]
     return {n: (name, path.read_bytes()) for n, name, paths in found for path in paths}
 
@@ -324,109 +270,6 @@ def _pieces(options: argparse.Namespace, folder: Path) -> Iterator[range]:
             yield piece
 
     return pieces()
-
-
-def _input(target: Target, seeds: list[bytes], chance: Random) -> bytes:
-    seed = chance.choice(seeds)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return target.mutate(seed, chance)
-    except Exception:  # a finding of old is nothing that a mutation of meaning understands
-        return scramble(seed, chance)
-
-
-def _guard(folder: Path) -> None:
-    """Limit memory, and turn whatever a file has no business to do into an error."""
-    resource.setrlimit(resource.RLIMIT_AS, (_MOST_ADDRESSES, _MOST_ADDRESSES))
-    inside = os.fspath(folder)
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and isinstance(arguments[0], str | bytes):
-            path, mode = os.fsdecode(arguments[0]), arguments[1] or "r"
-            writes = isinstance(mode, str) and any(c in mode for c in "wax+")
-            if writes and not os.path.abspath(path).startswith(inside) and not _is_numba():
-                raise _Forbidden(f"opens {path} to write")
-        elif event.startswith(_FORBIDDEN):
-            about = os.fspath(arguments[0]) if arguments and _is_path(arguments[0]) else ""
-            is_own = event in ("os.remove", "os.rmdir") and about.startswith(inside)
-            if not is_own and not _is_numba():
-                raise _Forbidden(f"{event} {arguments[:1]}")
-
-    sys.addaudithook(hook)
-
-
-def _is_numba() -> bool:
-    """Whether numba is at work, which keeps what it has compiled as pickles of its own."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        if str(frame.f_globals.get("__name__")).startswith("numba."):
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str | os.PathLike)
-
-
-class _Forbidden(BaseException):
-    """No error that a reader would take for its own."""
-
-
-def _try(
-    target: Target,
-    name: str,
-    number: int,
-    data: bytes,
-    folder: Path,
-    counts: Counts,
-    memory: int,
-) -> int:
-    """Read an input, and give the most memory that was used so far, of which `memory` before."""
-    from seqagg import SeqaggError
-
-    path = folder / f"x{target.suffix}"
-    path.write_bytes(data)
-    what, outcome = None, counts.n_read
-    try:
-        target.read(path)
-    except SeqaggError as error:
-        outcome = counts.n_refused
-        if len(str(error).splitlines()) != 1:
-            what = f"is refused in no single line: {error!r}"
-    except (Exception, _Forbidden) as error:
-        what = f"{type(error).__name__}: {str(error)[:150]} ({_where(error)})"
-    most = _most_memory()
-    if most - memory > MOST_MEMORY:
-        what = f"takes {(most - memory) / 2**20:.0f} MiB"
-    if what is None:
-        outcome[name] += 1
-    else:
-        counts.findings.append({"target": name, "input": number, "what": what})
-        _keep(path, name, number, folder.parent)
-    path.unlink()
-    return most
-
-
-def _most_memory() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _keep(path: Path, target: str, number: int, folder: Path) -> None:
-    name = _name(target, number, path.name.removeprefix("x"))
-    (folder / "findings" / name).write_bytes(path.read_bytes())
-
-
-def _name(target: str, number: int, suffix: str) -> str:
-    return f"{target.replace(' ', '-')}-{number}{suffix}"
-
-
-def _where(error: BaseException) -> str:
-    """The last place in seqagg, and the last of all."""
-    frames = traceback.extract_tb(error.__traceback__)
-    mine = [f for f in frames if "/seqagg/" in f.filename and "site-packages" not in f.filename]
-    return " ... ".join(f"{Path(f.filename).name}:{f.lineno}" for f in [*mine[-1:], frames[-1]])
 
 
 if __name__ == "__main__":

@@ -67,7 +67,9 @@ def _open(file: File, stack: ExitStack) -> arrays.Member:
         return _lines(file)
     member = NpyMember(lambda: file.path.open("rb"), file.path.stat().st_size, file.name, file)
     if member.fortran:
-        return arrays.Held(np.load(file.path, mmap_mode="r", allow_pickle=False))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that Python 2 wrote it
+            return arrays.Held(np.load(file.path, mmap_mode="r", allow_pickle=False))
     return member
 
 
