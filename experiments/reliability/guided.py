@@ -35,6 +35,7 @@ from typing import Any
 from experiments.reliability.attempts import (
     ENVIRONMENT,
     attempt,
+    file_name,
     guard,
     keep,
     most_memory,
@@ -259,10 +260,16 @@ class _Trial:
             what = f"takes more than {LONGEST:.0f} s"
             finding = {"target": self._name, "input": zlib.crc32(data), "what": what}
             self._counts.findings.append(finding)
-        # What falls once is bred again and again.
-        self._counts.findings = list({row["what"]: row for row in self._counts.findings}.values())
+        self._keep_one_of_each()
         if time.monotonic() - self._told > _TOLD_EVERY:
             self.tell()
+
+    def _keep_one_of_each(self) -> None:
+        """What falls once is bred again and again."""
+        found = self._counts.findings
+        if found and any(found[-1]["what"] == other["what"] for other in found[:-1]):
+            name = file_name(self._name, found.pop()["input"], self._target.suffix)
+            (self._folder / "findings" / name).unlink(missing_ok=True)
 
     def tell(self) -> None:
         """Write what was counted."""

@@ -228,6 +228,8 @@ def _rows(
         if role in roles
     }
     ids = pa.repeat(song, len(batch)) if song is not None else batch.column(roles["song"])
+    if pa.types.is_list(ids.type):
+        raise SourceError("holds lists, not ids", file=path, column=roles["song"])
     values = matrix(batch, columns)
     return Rows(ids, values, seconds.get("time"), seconds.get("end"), said, share)
 
@@ -235,6 +237,10 @@ def _rows(
 def said_of_songs(column: pa.Array, role: str, name: str, path: Path | None) -> pa.Array:
     """Labels, groups, splits or folds out of text; empty text is unknown."""
     if pa.types.is_list(column.type):
+        if role != "label":
+            raise SourceError("holds lists, not text", file=path, column=name)
+        if column.flatten().null_count:
+            raise SourceError("one of a song's labels is missing", file=path, column=name)
         return column
     known = pc.if_else(pc.equal(column, ""), None, column)
     if role != "fold":

@@ -211,15 +211,19 @@ class TextTable:
             raise SourceError(f"row {line + 1}: {error}", file=self.path) from None
 
     def _bad_byte(self, names: list[str]) -> SourceError:
-        with self._open() as stream:
-            for number, line in enumerate(io.BufferedReader(stream), start=1):
-                try:
-                    line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    before = line[: error.start].count(self.delimiter.encode())
-                    name = names[before] if before < len(names) else None
-                    what = f"row {number}: byte {line[error.start]:#04x} is no UTF-8"
-                    return SourceError(what, file=self.path, column=name)
+        number = 0
+        try:
+            with self._open() as stream:
+                for number, line in enumerate(io.BufferedReader(stream), start=1):
+                    try:
+                        line.decode("utf-8")
+                    except UnicodeDecodeError as error:
+                        before = line[: error.start].count(self.delimiter.encode())
+                        name = names[before] if before < len(names) else None
+                        what = f"row {number}: byte {line[error.start]:#04x} is no UTF-8"
+                        return SourceError(what, file=self.path, column=name)
+        except (OSError, EOFError) as error:  # what is packed may be damaged before that byte
+            return SourceError(f"row {number + 1}: {error}", file=self.path)
         return SourceError("is not UTF-8", file=self.path)
 
 
