@@ -152,6 +152,11 @@ def _strings(
     if values is None:
         return None
     wanted = kind or pa.string()
+    if pa.types.is_list(wanted):
+        for song, value in zip(songs.ids, values, strict=True):
+            if value is not None and None in value:
+                what = "one of its labels is None"
+                raise CacheError(what, file=target, song=str(song), column=column)
     try:
         return pa.array(
             [list(v) if isinstance(v, tuple) else v for v in values]

@@ -172,5 +172,10 @@ def start_scores(g: Graph, start: AverageStart, songs: Batch) -> str:
     scores = g("Add", g("MatMul", songs.mean(songs.frames), start.weight), start.bias)
     if start.share == 0:
         return str(scores)
+    return add_log_mean_probability(g, scores, start.share, songs)
+
+
+def add_log_mean_probability(g: Graph, scores: str, share: float, songs: Batch) -> str:
+    """Scores and a share of the log mean probability, (b, k)."""
     log_mean = g.log(songs.mean_probability(), LEAST_PROBABILITY)
-    return str(g("Add", scores, g("Mul", log_mean, start.share)))
+    return str(g("Add", scores, g("Mul", log_mean, share)))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from seqagg.aggregators.start import CLIP, AverageStart
 from seqagg.errors import ParameterError
-from seqagg.onnx_graph import IMPOSSIBLE, Batch, Graph, start_scores
+from seqagg.onnx_graph import IMPOSSIBLE, Batch, Graph, add_log_mean_probability, start_scores
 
 Array = npt.NDArray[Any]
 
@@ -132,6 +132,8 @@ def _pooled_network(g: Graph, network: Any, songs: Batch, pool: Any) -> str:
     plain = g("Add", g("MatMul", songs.frames, _double(p["weight"])), _double(p["bias"]))
     scores = g("Add", plain, correction)  # (b, t, k)
     pooled = pool(g, _arrays(network.pooling), songs, scores)
+    if network.share > 0:
+        pooled = add_log_mean_probability(g, pooled, float(network.share.item()), songs)
     return str(g("Mul", pooled, float(network.scale.item())))
 
 

@@ -526,6 +526,12 @@ class TestRefusals:
             ({"labels": ["p", 7]}, "7 is no text", "y", "label"),
             ({"labels": ["p", ("q", "r")]}, "'q', 'r'", "y", "label"),
             ({"labels": [["p"], ["q", 7]], "task": "multilabel"}, "7.* is no text", "y", "label"),
+            (
+                {"labels": [["p"], ["q", None]], "task": "multilabel"},
+                "labels is None",
+                "y",
+                "label",
+            ),
             ({"groups": [None, 7]}, "7 is no text", "y", "group"),
             ({"split": ["train", 7]}, "7 is no text", "y", "split"),
             ({"ids": ["x", 7]}, "7 is no text", "7", "song_id"),

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
+from scipy.special import log_softmax
 from torch import nn
 
 import seqagg
@@ -16,6 +18,7 @@ from seqagg.aggregators.mil import MILAggregator, PooledNetwork
 from seqagg.aggregators.network import network_scores
 from seqagg.aggregators.pooling import POOLINGS, make_pooling
 from seqagg.errors import ModelFileError, ParameterError, SongError
+from tests import reference
 
 FAST: dict[str, Any] = {"epochs": 3, "hidden_size": 8}
 
@@ -92,8 +95,23 @@ def test_auto_pool_between_mean_and_maximum() -> None:
 def test_untrained_it_is_averaging(kind: str) -> None:
     songs = songs_of(40, 0)
     model = MILAggregator(pooling=kind, n_folds=2, learning_rate=1e-8, **FAST).fit(songs)
-    average = seqagg.MeanLogOdds().fit(songs)
-    assert (model.predict(songs) == average.predict(songs)).all()
+    assert model._untrained
+    averages = []
+    for network in model.networks_:
+        share = float(network.share)
+        assert 0 < share < 1
+        by_loops = [reference.mixed_average(song.tolist(), share) for song in songs]
+        averages.append(network.scale.item() * np.array(by_loops))
+    scores = np.mean(averages, axis=0)
+    found = model.predict_log_proba(songs)
+    beta = model.inverse_temperature_
+    assert_allclose(found, log_softmax(beta * scores, axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["max", "linear-softmax", "noisy-or"])
+def test_other_poolings_have_no_share_of_the_mean_probability(kind: str) -> None:
+    model = MILAggregator(pooling=kind, n_folds=2, **FAST).fit(songs_of(40, 0))
+    assert [float(network.share) for network in model.networks_] == [0, 0]
 
 
 def test_columns_that_are_no_classes() -> None:

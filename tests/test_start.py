@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.optimize import minimize, minimize_scalar
 
 from seqagg import Songs
 from seqagg.aggregators.start import AverageStart, make_start, mix_averages
@@ -64,6 +65,36 @@ def test_hardly_worse_than_either_average(outliers: bool) -> None:
     probability = AverageStart(np.zeros((3, 3)), np.zeros(3), share=1.0).scores(songs)
     mixed = loss(mix_averages(WholeSongs(songs), y).scores(songs), y)
     assert mixed <= min(loss(log_odds, y), loss(probability, y)) + 0.5  # of all songs together
+
+
+@pytest.mark.parametrize("outliers", [True, False])
+def test_halfway_from_the_likeliest_mix_to_equal_shares(outliers: bool) -> None:
+    """Against a search that knows no slopes, over losses by loops."""
+    songs, y = songs_with_outliers(45, 0) if outliers else (order_free_songs(45), None)
+    y = integer_labels(songs) if y is None else y
+    parts = [
+        AverageStart(np.eye(3), np.zeros(3)).scores(songs).tolist(),
+        AverageStart(np.zeros((3, 3)), np.zeros(3), share=1.0).scores(songs).tolist(),
+    ]
+
+    def cost(weights: Floats, chosen: list[list[list[float]]], prior: float) -> float:
+        return reference_models.loss_of_mix(weights, chosen, y.tolist()) + prior
+
+    likeliest = minimize(
+        lambda w: cost(np.abs(w), parts, 0.5 * ((np.abs(w) - [1.0, 0.0]) ** 2).sum()),
+        [1.0, 1.0],
+        method="Nelder-Mead",
+        options={"xatol": 1e-7, "fatol": 1e-10, "maxiter": 4000},
+    )
+    alone = [
+        np.exp(minimize_scalar(lambda b, p=part: cost([np.exp(b)], [p], 0.5 * b**2)).x)
+        for part in parts
+    ]
+    log_odds, probability = (np.abs(likeliest.x) + np.array(alone) / 2) / 2
+    start = mix_averages(WholeSongs(songs), y)
+    shares = np.array([log_odds, probability]) / (log_odds + probability)
+    assert_allclose([1 - start.share, start.share], shares, rtol=1e-3)
+    assert_allclose(start.weight, (1 - start.share) * np.eye(3), atol=1e-12)
 
 
 def test_averages_that_mislead_altogether_stay_as_they_are() -> None:

@@ -10,7 +10,7 @@ shape (n_songs, longest, n_classes), and a mask, True inside, to song scores in 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -19,19 +19,20 @@ from torch import Tensor, nn
 
 from seqagg.aggregators.base import Array, Floats, Ints, OnEmpty
 from seqagg.aggregators.batches import heard
-from seqagg.aggregators.network import (
-    NetworkAggregator,
-)
+from seqagg.aggregators.network import NetworkAggregator
 from seqagg.aggregators.parameters import check_choice, check_count, check_range
-from seqagg.aggregators.pooling import POOLINGS, Parts, Pooling, make_pooling
+from seqagg.aggregators.pooling import POOLINGS, Average, Parts, Pooling, make_pooling
 from seqagg.aggregators.start import (
     CLIP,
+    LEAST_PROBABILITY,
     AverageStart,
     calibrate,
     center_and_spread,
     make_linear_start,
+    make_start,
 )
 from seqagg.aggregators.team import Dropout
+from seqagg.averages import WholeSongs
 from seqagg.errors import ModelFileError, ParameterError, SongError
 from seqagg.songs import Songs, as_frames, as_songs
 from seqagg.streaming import Memory
@@ -75,14 +76,26 @@ class FrameNetwork(nn.Module):
 
 
 class PooledNetwork(nn.Module):
-    """A frame network, a pooling, and how far their score is to be believed."""
+    """A frame network, a pooling, and how far their score is to be believed.
+
+    Where columns are classes, their mean probability may have a share in the score, which no frame
+    has by itself.
+    """
+
+    share: Tensor
 
     def __init__(
-        self, frame: nn.Module, pooling: Pooling, scale: float, feature_shape: tuple[int, ...]
+        self,
+        frame: nn.Module,
+        pooling: Pooling,
+        scale: float,
+        feature_shape: tuple[int, ...],
+        share: float = 0.0,
     ) -> None:
         super().__init__()
         self.frame = frame
         self.pooling = pooling
+        self.register_buffer("share", torch.tensor(float(share)))
         self.scale = nn.Parameter(torch.tensor(float(scale)))
         self.feature_shape = feature_shape
 
@@ -91,11 +104,26 @@ class PooledNetwork(nn.Module):
         return self.judge(self.listen(frames, lengths))
 
     def judge(self, parts: Parts) -> Tensor:
-        """Score songs by what the pooling has gathered."""
-        return torch.as_tensor(self.scale * self.pooling.result(parts))
+        """Score songs by what was gathered of them."""
+        n = len(self.pooling.start)
+        score = self.pooling.result(parts[:n])
+        if self.share > 0:
+            mean = _probability.result(parts[n:])
+            score = score + self.share * mean.clamp(min=LEAST_PROBABILITY).log()
+        return torch.as_tensor(self.scale * score)
+
+    @property
+    def start(self) -> tuple[float, ...]:
+        """What is gathered of no frame."""
+        return self.pooling.start + (_probability.start if self.share > 0 else ())
+
+    def join(self, one: Parts, other: Parts) -> Parts:
+        """What is gathered of all frames, from that of two pieces."""
+        n = len(self.pooling.start)
+        return self.pooling.join(one[:n], other[:n]) + _probability.join(one[n:], other[n:])
 
     def listen(self, frames: Tensor, lengths: Tensor) -> Parts:
-        """Gather what the pooling keeps of padded songs."""
+        """Gather what is kept of padded songs."""
         frames = frames.to(self.scale.dtype)
         steps = torch.arange(frames.shape[1], device=frames.device)
         inside = steps < lengths[:, None]  # (n_songs, longest)
@@ -103,15 +131,21 @@ class PooledNetwork(nn.Module):
         found = self.frame(frames[inside].reshape(-1, *self.feature_shape))
         scores = found.new_zeros(*inside.shape, found.shape[1])
         scores = scores.masked_scatter(inside[:, :, None], found)
-        return self.pooling.gather(scores, inside[:, :, None])
+        gathered = self.pooling.gather(scores, inside[:, :, None])
+        if self.share > 0:
+            gathered += _probability.gather(torch.sigmoid(frames), inside[:, :, None])
+        return gathered
+
+
+_probability = Average()
 
 
 class MILAggregator(NetworkAggregator):
     """Learn what to make of a frame, and how to pool frames, from the labels of songs.
 
     On cached log-odds the frame network starts as the identity, so that average pooling starts
-    as averaging, and so do attention and auto-pool; there all stay unless training helps the songs
-    held out by more than chance would. With a network of your own the songs are
+    as averaging, to which the log mean probability adds its share, and so do attention and
+    auto-pool; there all stay unless training helps the songs held out by more than chance would. With a network of your own the songs are
     frame features of any shape, and the frame classifier itself is trained through the pooling.
 
     Parameters
@@ -227,12 +261,15 @@ class MILAggregator(NetworkAggregator):
         if self.network is not None:
             shape = getattr(self, "_feature_shape", (songs.n_columns,))
             return self._pooled(copy.deepcopy(self.network), 1.0, shape)
-        # Frames are scored before they are pooled, so the start must be linear in them.
-        start = make_linear_start(songs, y, len(self.classes_), self._columns_are_classes)
+        about = (y, len(self.classes_), self._columns_are_classes)
+        if POOLINGS[self.pooling].starts_as_average:
+            start = make_start(WholeSongs(songs), *about)
+        else:  # a share of the mean probability would be none of what this pooling gives
+            start = make_linear_start(songs, *about)
         start, scale = calibrate(start, songs, y)
         center, spread = center_and_spread(songs)
         frame = FrameNetwork(start, center, spread, self.hidden_size, self.dropout)
-        return self._pooled(frame, scale, (songs.n_columns,))
+        return self._pooled(frame, scale, (songs.n_columns,), start.share)
 
     def _exact(self, network: nn.Module) -> nn.Module:
         return network if self.network is not None else copy.deepcopy(network).double()
@@ -243,9 +280,11 @@ class MILAggregator(NetworkAggregator):
     def _has_own_chance(self) -> bool:
         return self.network is None
 
-    def _pooled(self, frame: nn.Module, scale: float, shape: tuple[int, ...]) -> PooledNetwork:
+    def _pooled(
+        self, frame: nn.Module, scale: float, shape: tuple[int, ...], share: float = 0.0
+    ) -> PooledNetwork:
         pooling = make_pooling(self.pooling, len(self.classes_))
-        return PooledNetwork(frame, pooling, scale, shape)
+        return PooledNetwork(frame, pooling, scale, shape, share)
 
     def _blank_network(self) -> PooledNetwork:
         n_columns, n_classes = self.n_features_in_, len(self.classes_)
@@ -258,7 +297,18 @@ class MILAggregator(NetworkAggregator):
     def _state(self) -> dict[str, Array]:
         if self.network is not None:
             raise ModelFileError("a network of your own cannot be saved; save its state_dict")
-        return super()._state()
+        arrays = super()._state()
+        shares = [name for name in arrays if name.endswith(".share")]
+        # If all are 0 they are left out: files of old have none.
+        if not any(arrays[name] for name in shares):
+            return {name: array for name, array in arrays.items() if name not in shares}
+        return arrays
+
+    def _set_state(self, arrays: Mapping[str, Array]) -> None:
+        if not any(name.endswith(".share") for name in arrays):
+            numbers = {name.partition(".")[0] for name in arrays if "." in name}
+            arrays = {**arrays, **{f"{n}.share": np.zeros((), np.float32) for n in numbers}}
+        super()._set_state(arrays)
 
 
 class _Listening(Memory):
@@ -268,16 +318,13 @@ class _Listening(Memory):
         networks = [method._exact(network) for network in method.networks_]
         self._networks = cast(list[PooledNetwork], networks)
         self._device = method._device()
-        first = self._networks[0].pooling.start
-        self._names = [
-            [f"{i}.{part}" for part in range(len(first))] for i in range(len(self._networks))
-        ]
         n_classes = len(method.classes_)
-        start = {
-            name: np.full(n_classes, value)
-            for names in self._names
-            for name, value in zip(names, first, strict=True)
-        }
+        self._names: list[list[str]] = []
+        start: dict[str, Array] = {}
+        for i, network in enumerate(self._networks):
+            first = {f"{i}.{part}": value for part, value in enumerate(network.start)}
+            self._names.append(list(first))
+            start |= {name: np.full(n_classes, value) for name, value in first.items()}
         super().__init__(n, start)
 
     def _hear(self, songs: Songs, which: Ints) -> None:
@@ -286,7 +333,7 @@ class _Listening(Memory):
                 for network, names in zip(self._networks, self._names, strict=True):
                     mine = which[place]
                     more = tuple(part.double().cpu() for part in network.listen(frames, lengths))
-                    joined = network.pooling.join(self._parts(names, mine), more)
+                    joined = network.join(self._parts(names, mine), more)
                     for name, part in zip(names, joined, strict=True):
                         self.arrays[name][mine] = part.numpy()
 

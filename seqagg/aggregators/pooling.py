@@ -28,6 +28,9 @@ class Pooling(nn.Module, ABC):
     start: ClassVar[tuple[float, ...]]
     """The parts of no frame."""
 
+    starts_as_average: ClassVar[bool] = False
+    """Whether untrained it is the mean over frames."""
+
     def forward(self, scores: Tensor, inside: Tensor) -> Tensor:
         """Pool."""
         return self.result(self.gather(scores, inside))
@@ -49,6 +52,7 @@ class Average(Pooling):
     """Mean over frames."""
 
     start: ClassVar[tuple[float, ...]] = (0.0, 0.0)
+    starts_as_average: ClassVar[bool] = True
 
     def gather(self, scores: Tensor, inside: Tensor) -> Parts:
         """Sum and number of frames."""
@@ -79,6 +83,7 @@ class _Weighted(Pooling):
     """Mean over frames by the softmax of an attention."""
 
     start: ClassVar[tuple[float, ...]] = (0.0, -math.inf)
+    starts_as_average: ClassVar[bool] = True
 
     @abstractmethod
     def attention(self, scores: Tensor) -> Tensor:
