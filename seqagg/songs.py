@@ -441,6 +441,15 @@ def _is_arrow(items: Any) -> bool:
     return arrow is not None and isinstance(items, arrow.Array)
 
 
+def all_finite(values: npt.NDArray[np.float32]) -> bool:
+    """Whether all are finite, in one look at them; where some are huge it may not be seen."""
+    if not values.flags.c_contiguous:
+        return False
+    row = values.reshape(-1)
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(np.dot(row, row)))
+
+
 def _within(values: npt.NDArray[np.float32], low: float, high: float) -> bool:
     """Whether no value is outside [low, high]; a NaN is not. No copy, at memory speed."""
     if values.size == 0:

@@ -12,10 +12,10 @@ from scipy.sparse import csr_array
 from sklearn.model_selection import GroupKFold
 from sklearn.utils import _safe_indexing, indexable
 
-from seqagg import Songs
+from seqagg import MeanLogOdds, Songs
 from seqagg.errors import SongError
 from seqagg.logodds import LIMIT
-from seqagg.songs import as_songs
+from seqagg.songs import all_finite, as_songs
 from tests.conftest import assert_same_songs
 
 # Four songs of 2, 0, 3 and 1 frames; the number in a frame says which frame it is.
@@ -325,6 +325,31 @@ class TestConversion:
     def test_present_songs_are_not_copied(self) -> None:
         s = songs()
         assert s.present() is s
+
+
+class TestOneLook:
+    def test_all_finite(self) -> None:
+        values = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+        assert all_finite(values)
+        assert all_finite(values[:0])
+        assert all_finite(np.full((4, 3), 1e-45, np.float32))
+
+    @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("other", [0.0, 1.0, -3e38])
+    def test_never_where_one_is_not(self, odd: float, other: float) -> None:
+        for place in range(64):
+            values = np.full((32, 2), other, np.float32)
+            values.flat[place] = odd
+            assert not all_finite(values)
+            assert not all_finite(np.asfortranarray(values))
+
+    def test_what_is_not_seen_is_looked_at_again(self) -> None:
+        """Squares overflow, the values do not; or they do not lie in a row."""
+        frames = np.array([[3e38, -3e38], [1.0, 2.0]], np.float32)
+        for values in (frames, np.asfortranarray(frames)):
+            assert not all_finite(values)
+            model = MeanLogOdds().fit(flat(columns=["a", "b"], labels=["a", "b", "a"]))
+            assert_array_equal(model.predict(Songs(values, [0, 1, 2])), ["a", "b"])
 
 
 class TestAsSongs:

@@ -52,7 +52,7 @@ from seqagg.checkpoints import stage_of
 from seqagg.decision import abstain, best_thresholds, doubt_limit, doubts_of, label_sets
 from seqagg.errors import ParameterError, SongError
 from seqagg.markup import card
-from seqagg.songs import Songs, as_songs
+from seqagg.songs import Songs, all_finite, as_songs
 from seqagg.streaming import Memory, Stream
 from seqagg.threads import one_thread_each
 
@@ -457,6 +457,8 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def _usable(self, X: Any) -> Songs:
         """Songs of log-odds without their missing frames."""
         songs = self._as_songs(X)
+        if songs.kind == "log_odds" and all_finite(songs.values):
+            return songs
         return self._converted(songs).present()
 
     def _scores(self, X: Any) -> Floats:

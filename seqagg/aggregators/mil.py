@@ -145,8 +145,9 @@ class MILAggregator(NetworkAggregator):
 
     On cached log-odds the frame network starts as the identity, so that average pooling starts
     as averaging, to which the log mean probability adds its share, and so do attention and
-    auto-pool; there all stay unless training helps the songs held out by more than chance would. With a network of your own the songs are
-    frame features of any shape, and the frame classifier itself is trained through the pooling.
+    auto-pool; there all stay unless training helps the songs held out by more than chance would.
+    With a network of your own the songs are frame features of any shape, and the frame classifier
+    itself is trained through the pooling.
 
     Parameters
     ----------
