@@ -92,6 +92,8 @@ def run(options: argparse.Namespace) -> Counts:
     with tempfile.TemporaryDirectory(dir=_memory(), prefix="guided") as common:
         known = list(make_targets(Path(common, "known")))
         names = options.only.split(",") if options.only else known
+        if not set(names) <= set(known):
+            sys.exit(f"no such target: {', '.join(sorted(set(names) - set(known)))}")
         seconds = options.seconds * options.jobs / len(names)
         turns = [_Turn(options, name, Path(common)) for name in names]
 
@@ -128,8 +130,11 @@ class _Turn:
         counts, until = Counts(), time.monotonic() + seconds
         while not self._ended and (left := until - time.monotonic()) > 0:
             status, said = self._run(max(int(left), 1))
-            with contextlib.suppress(FileNotFoundError):
-                counts.add(json.loads((self._folder / "counts").read_text()))
+            told = self._folder / "counts"
+            if told.exists():
+                counts.add(json.loads(told.read_text()))
+            elif not self._ended:
+                raise RuntimeError(f"the reader of {self._name} did not start: {said[-300:]}")
             if status and not self._ended:
                 counts.findings.append(self._fallen(status, said))
             self._keep()
@@ -157,6 +162,8 @@ class _Turn:
                 env=os.environ | ENVIRONMENT,
                 start_new_session=True,
             )
+            if self._ended:  # meanwhile
+                self._process.kill()
             status = self._process.wait()
         return status, (self._folder / "said").read_text(errors="replace")
 
@@ -193,6 +200,7 @@ def breed(options: argparse.Namespace, folder: Path) -> None:
         (bred / f"{i:03}").write_bytes(seed)
     _watch(atheris)
     trial = _Trial(target, name, folder)
+    trial.tell()
     atexit.register(trial.tell)
 
     def change(data: bytes, most: int, seed: int) -> bytes:
