@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.optimize import minimize
 from scipy.special import softmax
 from sklearn.metrics import log_loss
 
@@ -84,8 +85,28 @@ class TestChoice:
             values[hit, rng.integers(0, 3, hit.sum())] = 40.0
             return songs.replace(values=values)
 
-        model = auto("stack", n_errors=math.inf).fit(outlier_songs(60))
+        model = auto("stack", n_errors=math.inf).fit(outlier_songs(400))
         assert set(model.weights_) == {"mean"}
+
+    def test_kept_averages_lie_halfway_from_the_likeliest_to_equal_weights(self) -> None:
+        """Against a search that knows no slopes, over losses by loops."""
+        songs = songs_without_order(40, 2)
+        model = auto("stack", n_errors=math.inf).fit(songs)
+        y = np.searchsorted(model.classes_, songs.labels.astype(str)).tolist()
+        names = ("mean", "logodds")
+        parts = [make_aggregator(n).fit(songs).predict_log_proba(songs).tolist() for n in names]
+        around = np.zeros(2)
+        around[np.argmin([reference_models.loss_of_mix([1.0], [part], y) for part in parts])] = 1
+
+        def cost(weights: Floats) -> float:
+            found = np.abs(weights)
+            prior = 0.5 * ((found - around) ** 2).sum()
+            return reference_models.loss_of_mix(found.tolist(), parts, y) + float(prior)
+
+        options = {"xatol": 1e-7, "fatol": 1e-10, "maxiter": 4000}
+        likeliest = np.abs(minimize(cost, [0.5, 0.5], method="Nelder-Mead", options=options).x)
+        wanted = dict(zip(names, (likeliest + 0.5) / 2, strict=True))
+        assert model.weights_ == pytest.approx(wanted, abs=1e-3)
 
     def test_the_blend_where_order_matters(self) -> None:
         songs, unseen = order_songs(45), order_songs(60, seed=1)

@@ -21,7 +21,13 @@ from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
 from seqagg.aggregators.parameters import check_range, check_seed
 from seqagg.aggregators.saving import pack, unpack
 from seqagg.aggregators.state import from_text_array, text_array
-from seqagg.calibration import fit_mixture_weights, normalize, paired_gain, song_losses
+from seqagg.calibration import (
+    about_equal,
+    fit_mixture_weights,
+    normalize,
+    paired_gain,
+    song_losses,
+)
 from seqagg.engines import engine_in_use
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import grouped_folds
@@ -176,6 +182,11 @@ class AutoAggregator(Aggregator):
         if baselines:
             means = {name: panels[name][:1] for name in baselines}
             averages, averaged = self._try_blend(means, np.ones(1), better, y, groups)
+            shares, shared = self._try_blend(means, np.ones(1), better, y, groups, halfway=True)
+            # What suits these songs is not quite what suits others, see `seqagg.aggregators.start`;
+            # but where one of the averages is clearly of no use it gets no share.
+            if not self.multilabel_ and about_equal(shared, averaged, groups):
+                averages, averaged = shares, shared
             lines.append(_describe("averaging", averages, averaged))
             gain, error = paired_gain(averaged, loss, groups)
             # A blend of averages alone differs from averaging by rounding.
@@ -196,18 +207,28 @@ class AutoAggregator(Aggregator):
         better: str | None,
         y: Ints,
         groups: Ints,
+        *,
+        halfway: bool = False,
     ) -> tuple[dict[str, float], Floats]:
-        """Weights of some candidates, and the loss of their blend on each song."""
+        """Weights of some candidates, and the loss of their blend on each song.
+
+        With `halfway` they lie halfway from the likeliest to equal ones.
+        """
         names = list(panels)
         parts = np.stack([panels[name] for name in names])
         around = np.array([float(name == better) for name in names])
-        found = _fit_weights(parts, counts, y, around)
+
+        def fit(parts: Floats, y: Ints) -> Floats:
+            found = _fit_weights(parts, counts, y, around)
+            return (found + 1 / len(names)) / 2 if halfway else found
+
+        found = fit(parts, y)
         weights = dict(zip(names, found.tolist(), strict=True))
         weights = {n: w for n, w in weights.items() if w >= _LEAST_WEIGHT}
         # Each song is judged by weights that were fitted to others.
         losses = np.full(len(y), np.inf)  # with nothing to hold out, the blend is not trusted
         for learn, held in grouped_folds(y, groups, _WEIGHT_FOLDS, self.random_state):
-            found = _fit_weights(parts[:, :, learn], counts, y[learn], around)
+            found = fit(parts[:, :, learn], y[learn])
             blend = np.tensordot(found, parts[:, :, held], axes=1)
             losses[held] = self._losses(blend, counts, y[held])
         return weights or {better or names[-1]: 1.0}, losses
