@@ -168,7 +168,9 @@ class _Turn:
         return status, (self._folder / "said").read_text(errors="replace")
 
     def _fallen(self, status: int, said: str) -> dict[str, Any]:
-        lines, number = said.strip().splitlines(), 0
+        _, uncaught, rest = said.partition("=== Uncaught Python exception: ===")
+        lines = rest.split("INFO:")[0].splitlines() if uncaught else said.splitlines()
+        lines, number = [line.strip() for line in lines if line.strip()], 0
         for path in (self._folder / "in").glob("x.*"):
             number = zlib.crc32(path.read_bytes())
             keep(path, self._name, number, self._folder)
