@@ -276,10 +276,12 @@ class _Trial:
 
     def _keep_one_of_each(self) -> None:
         """What falls once is bred again and again."""
-        found = self._counts.findings
-        if found and any(found[-1]["what"] == other["what"] for other in found[:-1]):
-            name = file_name(self._name, found.pop()["input"], self._target.suffix)
-            (self._folder / "findings" / name).unlink(missing_ok=True)
+        *before, last = self._counts.findings or [{}]
+        if any(last["what"] == other["what"] for other in before):
+            self._counts.findings.pop()
+            if all(last["input"] != other["input"] for other in before):
+                name = file_name(self._name, last["input"], self._target.suffix)
+                (self._folder / "findings" / name).unlink(missing_ok=True)
 
     def tell(self) -> None:
         """Write what was counted."""
