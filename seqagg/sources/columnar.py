@@ -100,7 +100,7 @@ class ColumnTable:
         try:
             for batch, share in self._pieces(types, most):
                 batch.validate(full=True)
-                columns = [self._cast(batch.column(name), name, types[name]) for name in types]
+                columns = [self._cast(self._of(batch, name), name, types[name]) for name in types]
                 yield pa.RecordBatch.from_arrays(columns, names=list(types)), share
         except SourceError:
             raise
@@ -121,6 +121,13 @@ class ColumnTable:
         for batch in self._table.select(list(types)).to_batches(n_rows):
             n_read += len(batch)
             yield batch, n_read / len(self._table)
+
+    def _of(self, batch: pa.RecordBatch, name: str) -> pa.Array:
+        try:
+            return batch.column(name)
+        except KeyError:  # the number of an Arrow type that pyarrow has no array for
+            what = "is of a type that pyarrow cannot read"
+            raise SourceError(what, file=self.path, column=name) from None
 
     def _cast(self, column: pa.Array, name: str, wanted: pa.DataType | None) -> pa.Array:
         if wanted is None:
