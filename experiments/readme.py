@@ -453,23 +453,19 @@ def reliability_table(folder: Path) -> list[str]:
 
 
 def _told_fuzz(cases: Mapping[str, Metrics]) -> list[list[str]]:
-    whole = cases[""]
-    n_read = sum(row.get("read", 0) for row in cases.values())
-    told = (
-        f"{n_read:,.0f} read, the others refused in one line, {whole['findings']:,.0f} findings; "
-        f"{whole['fixed']:,.0f} of before are fixed"
-    )
-    return [["damaged and forged files", f"{whole['inputs']:,.0f}", told]]
+    told = f"{_told_inputs(cases)}; {cases['']['fixed']:,.0f} of before are fixed"
+    return [["damaged and forged files", f"{cases['']['inputs']:,.0f}", told]]
 
 
 def _told_guided(cases: Mapping[str, Metrics]) -> list[list[str]]:
-    whole = cases[""]
+    told = f"{_told_inputs(cases)}, in {cases['']['seconds'] / 3600:.1f} hours"
+    return [["files bred by libFuzzer to reach new code", f"{cases['']['inputs']:,.0f}", told]]
+
+
+def _told_inputs(cases: Mapping[str, Metrics]) -> str:
     n_read = sum(row.get("read", 0) for row in cases.values())
-    told = (
-        f"{n_read:,.0f} read, the others refused in one line, {whole['findings']:,.0f} findings, "
-        f"in {whole['seconds'] / 3600:.1f} hours"
-    )
-    return [["files bred by libFuzzer to reach new code", f"{whole['inputs']:,.0f}", told]]
+    findings = f"{cases['']['findings']:,.0f} findings"
+    return f"{n_read:,.0f} read, the others refused in one line, {findings}"
 
 
 def _told_faults(cases: Mapping[str, Metrics]) -> list[list[str]]:

@@ -152,13 +152,8 @@ def _strings(
     if values is None:
         return None
     wanted = kind or pa.string()
-    if pa.types.is_list(wanted):
-        for song, value in zip(songs.ids, values, strict=True):
-            if value is not None and None in value:
-                what = "one of its labels is None"
-                raise CacheError(what, file=target, song=str(song), column=column)
     try:
-        return pa.array(
+        array = pa.array(
             [list(v) if isinstance(v, tuple) else v for v in values]
             if pa.types.is_list(wanted)
             else values,
@@ -175,6 +170,11 @@ def _strings(
                     column=column,
                 ) from None
         raise CacheError(str(error), file=target, column=column) from None
+    if pa.types.is_list(wanted) and array.flatten().null_count:
+        row = next(i for i, value in enumerate(values) if value is not None and None in value)
+        what = "one of its labels is None"
+        raise CacheError(what, file=target, song=str(songs.ids[row]), column=column)
+    return array
 
 
 def _is_unicode(value: Any) -> bool:

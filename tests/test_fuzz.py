@@ -202,11 +202,11 @@ guided.main(sys.argv[1:])
         with subprocess.Popen(command, stdout=subprocess.PIPE) as running:
             bred = tmp_path / "kept" / "bred"
             until(lambda: all(_count(bred / name) > 20 for name in ("labels", "npy")))
-            children = Path(f"/proc/{running.pid}/task").glob("*/children")
-            first, *_ = [pid for file in children for pid in file.read_text().split()]
+            first, *_ = _children(running.pid)
             name = Path(f"/proc/{first}/cmdline").read_bytes().split(b"\0--only\0")[1]
             os.kill(int(first), signal.SIGKILL)
-            time.sleep(2)
+            # The next process begins when what became of the last is counted.
+            until(lambda: first not in _children(running.pid) and len(_children(running.pid)) == 2)
             running.send_signal(signal.SIGINT)
             found = json.loads(running.communicate()[0])
         assert running.returncode == 1
@@ -216,6 +216,11 @@ guided.main(sys.argv[1:])
         for n in found["targets"].values():
             assert n["refused"] > 50
             assert n["read"] > 0
+
+
+def _children(pid: int) -> list[str]:
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return [child for file in files for child in file.read_text().split()]
 
 
 def _count(folder: Path) -> int:

@@ -344,12 +344,11 @@ class TestOneLook:
             assert not all_finite(np.asfortranarray(values))
 
     def test_what_is_not_seen_is_looked_at_again(self) -> None:
-        """Squares overflow, the values do not; or they do not lie in a row."""
-        frames = np.array([[3e38, -3e38], [1.0, 2.0]], np.float32)
-        for values in (frames, np.asfortranarray(frames)):
-            assert not all_finite(values)
-            model = MeanLogOdds().fit(flat(columns=["a", "b"], labels=["a", "b", "a"]))
-            assert_array_equal(model.predict(Songs(values, [0, 1, 2])), ["a", "b"])
+        """The sum overflows, the values do not."""
+        values = np.array([[3e38, 2e38], [1.0, 2.0]], np.float32)
+        assert not all_finite(values)
+        model = MeanLogOdds().fit(flat(columns=["a", "b"], labels=["a", "b", "a"]))
+        assert_array_equal(model.predict(Songs(values, [0, 1, 2])), ["a", "b"])
 
 
 class TestAsSongs:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,25 +91,20 @@ def run(part: str, options: argparse.Namespace) -> tuple[Any, bool]:
     return json.loads(done.stdout or "null"), done.returncode != 0
 
 
+def rows_of_inputs(part: str, found: Mapping[str, Any]) -> Iterator[Row]:
+    """By reader, inputs that it read and refused; and those that brought one down."""
+    for target, counts in found["targets"].items():
+        for metric, value in counts.items():
+            yield part, target, metric, value
+    yield part, "", "inputs", found["inputs"]
+    yield part, "", "seconds", found["seconds"]
+    yield part, "", "findings", len(found["findings"])
+
+
 def fuzz_rows(found: Mapping[str, Any]) -> Iterator[Row]:
-    """By reader, inputs that it read, refused, and was brought down by; and those of old."""
-    for target, counts in found["targets"].items():
-        for metric, value in counts.items():
-            yield "fuzz", target, metric, value
-    yield "fuzz", "", "inputs", found["inputs"]
-    yield "fuzz", "", "seconds", found["seconds"]
-    yield "fuzz", "", "findings", len(found["findings"])
+    """Inputs made by chance, and those of old that are mended."""
+    yield from rows_of_inputs("fuzz", found)
     yield "fuzz", "", "fixed", len(list(FINDINGS.iterdir()))
-
-
-def guided_rows(found: Mapping[str, Any]) -> Iterator[Row]:
-    """By reader, inputs that were bred and read or refused."""
-    for target, counts in found["targets"].items():
-        for metric, value in counts.items():
-            yield "guided", target, metric, value
-    yield "guided", "", "inputs", found["inputs"]
-    yield "guided", "", "seconds", found["seconds"]
-    yield "guided", "", "findings", len(found["findings"])
 
 
 def faults_rows(found: Mapping[str, Any]) -> Iterator[Row]:
@@ -133,7 +129,7 @@ def minimal_rows(found: Mapping[str, Any]) -> Iterator[Row]:
 
 ROWS: dict[str, Callable[[Any], Iterator[Row]]] = {
     "fuzz": fuzz_rows,
-    "guided": guided_rows,
+    "guided": partial(rows_of_inputs, "guided"),
     "faults": faults_rows,
     "endurance": endurance_rows,
     "minimal": minimal_rows,

@@ -19,6 +19,9 @@ from experiments.reliability.mutations import scramble
 from experiments.reliability.targets import Target, findings
 from seqagg import SeqaggError
 
+LONGEST = 20.0
+"""Seconds of a processor that an input may take; by the clock, on a busy machine, 15 times that."""
+
 MOST_MEMORY = 300 * 2**20
 """Bytes that an input may take."""
 
@@ -40,6 +43,11 @@ _FORBIDDEN = (
     *("pickle.find_class", "ctypes.", "os.remove", "os.rmdir", "shutil.", "os.symlink"),
 )
 """Beginnings of events that Python tells of, and that no reader has a reason to cause."""
+
+
+def in_memory() -> str | None:
+    """Folder for files that need not outlive a run."""
+    return "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 
 def seeds_of(name: str, target: Target, folder: Path) -> list[bytes]:

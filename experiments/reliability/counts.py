@@ -103,6 +103,19 @@ class Counts:
             "findings": self.findings,
         }
 
+    def words(self) -> str:
+        """The same in lines."""
+        lines = [
+            f"{name:16} {n['read']:9,} read {n['refused']:9,} refused"
+            for name, n in self.told()["targets"].items()
+        ]
+        lines += [f"{f['target']}, input {f['input']}: {f['what']}" for f in self.findings]
+        rate = self.n_inputs / max(self.seconds, 1e-9)
+        lines.append(
+            f"{self.n_inputs:,} inputs, {rate:,.0f} a second, {len(self.findings)} findings"
+        )
+        return "\n".join(lines)
+
 
 def union(pieces: Iterable[list[int]]) -> list[list[int]]:
     """Pieces in order, those that touch made one, those that are empty left out."""

@@ -34,10 +34,12 @@ from random import Random
 
 from experiments.reliability.attempts import (
     ENVIRONMENT,
+    LONGEST,
     attempt,
     changed,
     file_name,
     guard,
+    in_memory,
     keep,
     most_memory,
     seeds_of,
@@ -45,9 +47,6 @@ from experiments.reliability.attempts import (
 from experiments.reliability.counts import Counts, left
 from experiments.reliability.targets import make_targets
 from experiments.runs import first_line
-
-LONGEST = 20.0
-"""Seconds of a processor that an input may take; by the clock, on a busy machine, 15 times that."""
 
 _PIECE = 50
 """Inputs that a process takes, and counts, at a time."""
@@ -81,21 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.state is not None and options.keep is None:
         options.keep = options.state.parent / "findings"
     counts = run(options)
-    print(json.dumps(counts.told(), indent=1) if options.json else _words(counts))
+    print(json.dumps(counts.told(), indent=1) if options.json else counts.words())
     sys.exit(bool(counts.findings))
-
-
-def _words(counts: Counts) -> str:
-    lines = [
-        f"{name:16} {n['read']:9,} read {n['refused']:9,} refused"
-        for name, n in counts.told()["targets"].items()
-    ]
-    lines += [f"{f['target']}, input {f['input']}: {f['what']}" for f in counts.findings]
-    rate = counts.n_inputs / max(counts.seconds, 1e-9)
-    lines.append(
-        f"{counts.n_inputs:,} inputs, {rate:,.0f} a second, {len(counts.findings)} findings"
-    )
-    return "\n".join(lines)
 
 
 def run(options: argparse.Namespace) -> Counts:
@@ -105,8 +91,7 @@ def run(options: argparse.Namespace) -> Counts:
     again = counts.forget_findings()
     started = kept = time.monotonic() - counts.seconds
     latest = time.monotonic() + options.seconds
-    base = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    with tempfile.TemporaryDirectory(dir=base, prefix="fuzz") as common:
+    with tempfile.TemporaryDirectory(dir=in_memory(), prefix="fuzz") as common:
         plan, stop = Path(common, "plan"), Path(common, "stop")
         plan.write_text(json.dumps({"done": counts.done, "again": again}))
         workers = [_Worker(options, Path(common, str(k)), counts) for k in range(options.jobs)]

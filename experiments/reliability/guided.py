@@ -34,9 +34,11 @@ from typing import Any
 
 from experiments.reliability.attempts import (
     ENVIRONMENT,
+    LONGEST,
     attempt,
     file_name,
     guard,
+    in_memory,
     keep,
     most_memory,
     seeds_of,
@@ -44,9 +46,6 @@ from experiments.reliability.attempts import (
 from experiments.reliability.counts import Counts
 from experiments.reliability.targets import Target, make_targets
 from experiments.runs import first_line
-
-LONGEST = 20.0
-"""Seconds of a processor that an input may take; by the clock, 15 times that."""
 
 _MEANT = 0.6
 """Share of the changes that know what a file means; libFuzzer makes the others, on bytes."""
@@ -76,20 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.worker is not None:
         breed(options, options.worker)
         return
-    found = run(options).told()
-    lines = [
-        f"{name:16} {n['read']:9,} read {n['refused']:9,} refused"
-        for name, n in found["targets"].items()
-    ]
-    lines += [f"{f['target']}, input {f['input']}: {f['what']}" for f in found["findings"]]
-    print(json.dumps(found, indent=1) if options.json else "\n".join(lines))
-    sys.exit(bool(found["findings"]))
+    counts = run(options)
+    print(json.dumps(counts.told(), indent=1) if options.json else counts.words())
+    sys.exit(bool(counts.findings))
 
 
 def run(options: argparse.Namespace) -> Counts:
     """Give every target its turn, in processes side by side."""
     counts, started = Counts(), time.monotonic()
-    with tempfile.TemporaryDirectory(dir=_memory(), prefix="guided") as common:
+    with tempfile.TemporaryDirectory(dir=in_memory(), prefix="guided") as common:
         known = list(make_targets(Path(common, "known")))
         names = options.only.split(",") if options.only else known
         if not set(names) <= set(known):
@@ -108,11 +102,6 @@ def run(options: argparse.Namespace) -> Counts:
                 counts.add(found)
     counts.seconds = time.monotonic() - started
     return counts
-
-
-def _memory() -> str | None:
-    """A place for files that need not outlive this run."""
-    return "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 
 class _Turn:

@@ -182,11 +182,12 @@ class AutoAggregator(Aggregator):
         if baselines:
             means = {name: panels[name][:1] for name in baselines}
             averages, averaged = self._try_blend(means, np.ones(1), better, y, groups)
-            shares, shared = self._try_blend(means, np.ones(1), better, y, groups, halfway=True)
-            # What suits these songs is not quite what suits others, see `seqagg.aggregators.start`;
-            # but where one of the averages is clearly of no use it gets no share.
-            if not self.multilabel_ and about_equal(shared, averaged, groups):
-                averages, averaged = shares, shared
+            if not self.multilabel_:
+                # What suits these songs is not quite what suits others, as `start` has it; but an
+                # average that is clearly of no use gets no share.
+                shares, shared = self._try_blend(means, np.ones(1), better, y, groups, halfway=True)
+                if about_equal(shared, averaged, groups):
+                    averages, averaged = shares, shared
             lines.append(_describe("averaging", averages, averaged))
             gain, error = paired_gain(averaged, loss, groups)
             # A blend of averages alone differs from averaging by rounding.

@@ -34,6 +34,7 @@ def check_floats(
 
 
 _LARGEST = np.float64(1e100)
+"""Farther than any score goes, and its square is a double still."""
 
 
 def are_floats(arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> bool:
