@@ -5,7 +5,9 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import itertools
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -300,11 +302,39 @@ def test_brackets_in_text_are_no_lists(tmp_path: Path, end: str) -> None:
 
 
 def test_cells_that_stand_apart_by_something_else(tmp_path: Path) -> None:
-    path = written("song_id;a;b\nx;0.1;0.9\n", tmp_path / "t.csv")
-    with pytest.raises(SourceError, match=r"';' in its name; --delimiter"):
-        read(path, kind="probability")
-    songs = read(path, kind="probability", delimiter=";")
-    np.testing.assert_array_equal(songs.values, np.float32([[0.1, 0.9]]))
+    rows = ("song_id", "a", "b"), ("x", "0.1", "0.9")
+    for suffix, cell in itertools.product((".csv", ".tsv", ".txt"), ",;\t|"):
+        path = written("\n".join(map(cell.join, rows)), tmp_path / f"t{suffix}")
+        songs = read(path, kind="probability")  # the header shows it
+        np.testing.assert_array_equal(songs.values, np.float32([[0.1, 0.9]]))
+        other = "," if cell == ";" else ";"
+        with pytest.raises(SourceError, match=re.escape(f"{cell!r} in its name; --delimiter")):
+            read(path, kind="probability", delimiter=other)
+    songs = read(written("song_id,a;b,c\nx,0.1,0.9\n", tmp_path / "t.csv"), kind="probability")
+    assert songs.columns == ("a;b", "c")
+
+
+def test_decimal_commas(tmp_path: Path) -> None:
+    path = written("song_id;start;a;b\nx;0,5;0,1;-9e-1\nx;1;1;0,25\n", tmp_path / "t.csv")
+    with pytest.raises(SourceError, match="column 'a': holds numbers with a decimal comma: --dec"):
+        read(path, kind="logit")
+    with pytest.raises(SourceError, match="row 2: '0,5' is no number; --decimal ','"):
+        read(path, kind="logit", columns=["a", "b"], ignore=["start"], song="song_id")
+    with pytest.raises(ParameterError, match=r"decimal='x' is none of \., ,"):
+        read(path, kind="logit", decimal="x")
+    songs = read(path, kind="logit", time="start", decimal=",")
+    np.testing.assert_array_equal(songs.values, np.float32([[0.1, -0.9], [1, 0.25]]))
+    assert songs.start is not None
+    assert songs.start.tolist() == [0.5, 1]
+    path = written("song_id;a;b\nx;0,1;0.5\n", tmp_path / "t.csv")
+    with pytest.raises(SourceError, match="column 'b': holds text"):
+        read(path, kind="logit", decimal=",")
+
+
+def test_labels_in_a_table_of_another_manner(tmp_path: Path) -> None:
+    path = written("song_id,a,b\nx,0.1,0.9\n", tmp_path / "t.csv")
+    labels = written("song_id;label\nx;a,b\n", tmp_path / "labels.csv")
+    assert read(path, kind="logit", labels=labels).labels == ["a,b"]
 
 
 def test_columns_may_be_called_anything_and_chosen(tmp_path: Path) -> None:
@@ -492,7 +522,8 @@ HEADERS = {
     "column 'a': two columns": b"song_id,a,a\nx,1,1\n",
     "no such column; there are 'song_id', 'a'": b"song_id,a\nx,1\n",
     "column 'song_id': row 3: byte 0xff is no UTF-8": b"song_id,b\nx,1.0\n\xff,1.0\n",
-    "row 1: byte 0xff is no UTF-8": "song_id,b\n".encode("utf-16"),
+    "is text in UTF-16; save it as UTF-8": "song_id,b\n".encode("utf-16"),
+    "UTF-16; save it": b"\xfe\xff" + "song_id,b\n".encode("utf-16-be"),
     "no end of line in its first 32 MiB": b"x" * (33 * 2**20),
     "has 1,000,000 columns": b"song_id," + b",".join(b"c%d" % i for i in range(999_999)) + b"\n",
 }

@@ -2,8 +2,9 @@
 
 Contests "mean", "log-odds" (mean log-odds from probabilities) and "votes": seqagg's kernels, and
 what people write by hand with numpy, pandas, polars and duckdb. Tables are made beforehand, in the
-library's own layout, with the number of the song as a column; the order in which groups come back
-is left to the library. The loop gets a tenth of many songs: its time is the same for each.
+library's own layout, with the number of the song as a column and, in ways "by name", its name
+instead, as tables of scores mostly have it; the order in which groups come back is left to the
+library. The loop gets a tenth of many songs: its time is the same for each.
 """  # noqa: D400
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ _MANY = 2_000
 """Songs from which on the loop gets a part."""
 
 
+Key = npt.NDArray[np.int64] | list[str]
+
+
 @dataclass(frozen=True)
 class Data:
     """Probabilities of songs of equal length."""
@@ -67,6 +71,15 @@ class Data:
         """Number of the song of each frame."""
         return np.repeat(np.arange(self.songs), np.diff(self.offsets))
 
+    @property
+    def name(self) -> list[str]:
+        """Name of the song of each frame."""
+        return [f"song-{i:06}" for i in self.song.tolist()]
+
+    def keys(self) -> dict[str, Key]:
+        """What tables are grouped by, and what is said of it after the library's name."""
+        return {"": self.song, " by name": self.name}
+
     def head(self, n: int) -> Data:
         """First songs."""
         return Data(self.values[: self.offsets[n]], self.offsets[: n + 1])
@@ -86,7 +99,12 @@ def contests(quick: bool) -> Iterator[Contest]:
     for songs, frames, columns in QUICK_SHAPES if quick else SHAPES:
         data = make_data(songs, frames, columns)
         n = songs // 10 if songs >= _MANY else songs
-        others = {**by_pandas(data), **by_polars(data), **by_duckdb(data)}
+        others = {
+            f"{library}{suffix}": rules
+            for suffix, key in data.keys().items()
+            for by in (by_pandas, by_polars, by_duckdb)
+            for library, rules in by(data, key).items()
+        }
         loop = by_loop(data.head(n))
         for rule, (kernel, fast) in by_seqagg_and_numpy(data).items():
             if not (quick or rule == "mean" or (songs, frames, columns) in ALL_RULES):
@@ -143,13 +161,13 @@ def by_loop(data: Data) -> dict[str, Callable[[], list[Array]]]:
     }
 
 
-def by_pandas(data: Data) -> dict[str, Rules]:
+def by_pandas(data: Data, key: Key) -> dict[str, Rules]:
     """Group by song."""
     if not installed("pandas"):
         return {}
     import pandas as pd
 
-    song = data.song
+    song = pd.Series(key)
     frame = pd.DataFrame(data.values, columns=data.columns)
 
     def log_odds() -> Any:
@@ -168,14 +186,14 @@ def by_pandas(data: Data) -> dict[str, Rules]:
     return {"pandas": rules}
 
 
-def by_polars(data: Data) -> dict[str, Rules]:
+def by_polars(data: Data, key: Key) -> dict[str, Rules]:
     """Group by song."""
     if not installed("polars"):
         return {}
     import polars as pl
 
     columns = {name: data.values[:, k] for k, name in enumerate(data.columns)}
-    table = pl.DataFrame({"song": data.song, **columns})
+    table = pl.DataFrame({"song": key, **columns})
     scores = pl.col(data.columns)
     p = scores.clip(float(LOW), float(HIGH))
     highest = scores == pl.max_horizontal(data.columns)
@@ -197,7 +215,7 @@ def by_polars(data: Data) -> dict[str, Rules]:
     return {"polars": rules}
 
 
-def by_duckdb(data: Data) -> dict[str, Rules]:
+def by_duckdb(data: Data, key: Key) -> dict[str, Rules]:
     """Group by song."""
     if not installed("duckdb"):
         return {}
@@ -205,7 +223,7 @@ def by_duckdb(data: Data) -> dict[str, Rules]:
     import pyarrow as pa
 
     columns = {name: data.values[:, k] for k, name in enumerate(data.columns)}
-    scores = pa.table({"song": data.song, **columns})
+    scores = pa.table({"song": key, **columns})
     database = duckdb.connect(config={"threads": 1})
     database.register("arrow_scores", scores)
     database.execute("CREATE TABLE scores AS SELECT * FROM arrow_scores")

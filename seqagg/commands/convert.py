@@ -141,7 +141,14 @@ Examples:
 @click.option("--hop", type=float, help="Seconds from window to window in a sparse table.")
 @click.option("--class", "class_column", metavar="NAME", help="Its column of class names.")
 @click.option("--sort", is_flag=True, help="Gather scattered rows of a song, by time; in memory.")
-@click.option("--delimiter", help="What stands between cells, if neither comma nor tab.")
+@click.option("--delimiter", help="What stands between cells, if the header does not show it.")
+@click.option(
+    "--decimal",
+    type=click.Choice([".", ","]),
+    default=".",
+    show_default=True,
+    help="What stands before decimals.",
+)
 @click.option(
     "--to",
     type=click.Choice(["cache", "audacity"]),

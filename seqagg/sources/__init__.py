@@ -27,7 +27,7 @@ from seqagg.songs import Songs
 from seqagg.sources import nested, table
 from seqagg.sources.arrays import cut_padding
 from seqagg.sources.audacity import to_audacity, write_labels
-from seqagg.sources.base import IDS, Batch, File, Options
+from seqagg.sources.base import DECIMALS, IDS, Batch, File, Options
 from seqagg.sources.columnar import table_of
 from seqagg.sources.detection import check_format, detect, find_files
 from seqagg.sources.export import to_arrow, to_pandas, to_polars
@@ -399,7 +399,8 @@ def _options(given: dict[str, Any]) -> Options:
             f"no option {', '.join(unknown)}; there are {', '.join(sorted(known))}"
         )
     options = Options(**given)
-    for name, allowed in (("kind", get_args(Kind)), ("task", get_args(Task)), ("ids", IDS)):
+    choices = {"kind": get_args(Kind), "task": get_args(Task), "ids": IDS, "decimal": DECIMALS}
+    for name, allowed in choices.items():
         value = getattr(options, name)
         if value is not None and value not in allowed:
             raise ParameterError(f"{name}={value!r} is none of {', '.join(allowed)}")

@@ -45,7 +45,12 @@ _MOST_UNPACKED = 200
 IDS = ("path", "name", "stem")
 """What of a path may be a song's id."""
 
+DECIMALS = (".", ",")
+"""What may stand before the decimals of a number in a text."""
+
 _ALWAYS = {"kind", "task", "note", "ids", "folder_is", "classes", "labels", "labels_song"}
+
+_OF_LABELS = {"label", "group", "split", "fold", "delimiter", "decimal"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,9 @@ class Options:
     class_column : str, optional
         Column of a sparse table that names the class.
     delimiter : str, optional
-        What stands between the cells of a text table; by its suffix if not given.
+        What stands between the cells of a text table; by its suffix and header if not given.
+    decimal : {".", ","}
+        What stands before the decimals of its numbers.
     sort : bool
         Gather the rows of songs that do not stand together, by time if there is any, in memory.
     classes : sequence of str or "columns", optional
@@ -118,6 +125,7 @@ class Options:
     hop: float | None = None
     class_column: str | None = None
     delimiter: str | None = None
+    decimal: Literal[".", ","] = "."
     sort: bool = False
     classes: Sequence[str] | Literal["columns"] | None = None
     ids: Literal["path", "name", "stem"] = "path"
@@ -131,8 +139,7 @@ class Options:
 
         With a second table, ``label`` and its like name the columns of that one.
         """
-        joined = {"label", "group", "split", "fold"} if self.labels is not None else set()
-        known = _ALWAYS | set(takes) | joined
+        known = _ALWAYS | set(takes) | (_OF_LABELS if self.labels is not None else set())
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name not in known and value != field.default:

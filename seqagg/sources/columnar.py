@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from seqagg.cache_pieces import buffer_size
 from seqagg.errors import SourceError
-from seqagg.sources.base import BATCH_BYTES, MOST_COLUMNS, check_regular, n_at_a_time
+from seqagg.sources.base import BATCH_BYTES, MOST_COLUMNS, Options, check_regular, n_at_a_time
 from seqagg.sources.lines import CheckedLines
 from seqagg.sources.text import PACKED, Cell, TextTable, unpacked
 
@@ -307,7 +307,7 @@ class JSONTable(ColumnTable):
 Table = TextTable | ColumnTable
 
 
-def open_table(path: Path, delimiter: str | None = None) -> Table:
+def open_table(path: Path, options: Options) -> Table:
     """Open a table of any kind, by its suffix."""
     name = path.name.lower()
     if name.endswith(PARQUET_SUFFIXES):
@@ -316,7 +316,7 @@ def open_table(path: Path, delimiter: str | None = None) -> Table:
         return ArrowTable(path)
     if name.endswith(JSON_SUFFIXES):
         return JSONTable(path)
-    return TextTable(path, delimiter)
+    return TextTable(path, options.delimiter, options.decimal)
 
 
 def table_of(data: Any) -> ColumnTable:

@@ -146,7 +146,7 @@ def _detect(path: Path, options: Options) -> str:
     if suffix in _HDF5_SUFFIXES:
         return "hdf5"
     if path.name.lower().endswith(_TEXT):
-        table = open_table(path, options.delimiter)
+        table = open_table(path, options)
         if isinstance(table, ColumnTable):
             return _detect_columns(table, options)
         return _detect_text(table, options)

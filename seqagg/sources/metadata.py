@@ -246,7 +246,7 @@ class SongTable:
     """
 
     def __init__(self, path: Path, options: Options) -> None:
-        table = open_table(path, options.delimiter)
+        table = open_table(path, options)
         self._path, self._multilabel = path, options.task == "multilabel"
         song = next(
             (n for n in (options.labels_song, options.song, "song_id") if n in table.names), None

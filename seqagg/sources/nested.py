@@ -26,7 +26,7 @@ def read(files: Sequence[File], options: Options, notes: list[str]) -> Iterator[
     """Songs of tables with a row per song."""
     for file in files:
         with unchanged(file.path):
-            yield from read_nested(open_table(file.path), options, file)
+            yield from read_nested(open_table(file.path, options), options, file)
 
 
 def read_nested(table: Table, options: Options, file: File | None = None) -> Iterator[Batch]:

@@ -23,5 +23,5 @@ def read(files: Sequence[File], options: Options, notes: list[str]) -> Iterator[
     """Songs of score tables."""
     for file in files:
         with unchanged(file.path):
-            opened = open_table(file.path, options.delimiter)
+            opened = open_table(file.path, options)
             yield from table.read_table(opened, options, notes, file=file, names=NAMES)

@@ -8,7 +8,7 @@ from seqagg.sources import table
 from seqagg.sources.base import Batch, File, Options, unchanged
 from seqagg.sources.columnar import open_table
 
-TAKES = {"columns", "ignore", "delimiter"}
+TAKES = {"columns", "ignore", "delimiter", "decimal"}
 
 NAMES = {"time": "onset", "end": "offset"}
 
@@ -17,6 +17,6 @@ def read(files: Sequence[File], options: Options, notes: list[str]) -> Iterator[
     """Songs of score files, each named by its file."""
     for file in files:
         with unchanged(file.path):
-            opened = open_table(file.path, options.delimiter)
+            opened = open_table(file.path, options)
             song = file.stem(".tsv")
             yield from table.read_table(opened, options, notes, file=file, names=NAMES, song=song)

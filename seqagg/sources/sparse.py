@@ -27,7 +27,10 @@ from seqagg.songs import Songs
 from seqagg.sources.base import Batch, File, Floats, Ints, Options, n_at_a_time, unchanged
 from seqagg.sources.columnar import Table, open_table
 
-TAKES = {"columns", "song", "time", "end", "scores", "class_column", "fill", "hop", "delimiter"}
+TAKES = {
+    *("columns", "song", "time", "end", "scores", "class_column", "fill", "hop"),
+    *("delimiter", "decimal"),
+}
 
 Mask = npt.NDArray[np.bool_]
 
@@ -94,7 +97,7 @@ def read_detections(
         found.classes = {column: i for i, column in enumerate(options.columns)}
     for file in files:
         with unchanged(file.path):
-            table = open_table(file.path, options.delimiter)
+            table = open_table(file.path, options)
             _read_file(table, file, options, form, found, notes)
     if options.columns is None:
         order = sorted(found.classes)

@@ -23,7 +23,7 @@ from seqagg.sources.rows import PER_SONG, Rows, RowsToSongs
 
 TAKES = {
     *("columns", "ignore", "song", "time", "end", "label", "group", "split", "fold"),
-    *("delimiter", "sort"),
+    *("delimiter", "decimal", "sort"),
 }
 
 NAMES = {
@@ -45,7 +45,7 @@ def read(files: Sequence[File], options: Options, notes: list[str]) -> Iterator[
     """Songs of tables."""
     for file in files:
         with unchanged(file.path):
-            table = open_table(file.path, options.delimiter)
+            table = open_table(file.path, options)
             yield from read_table(table, options, notes, file=file)
 
 
@@ -171,6 +171,8 @@ def find_columns(
     if not columns:
         raise SourceError(f"no column is left for scores; {_there(table)}", file=table.path)
     for name in columns:
+        if table.cells[name] == "comma":
+            raise SourceError(_COMMA, file=table.path, column=name)
         held = _NO_SCORES.get(table.cells[name])
         if held:
             raise SourceError(
@@ -196,6 +198,8 @@ _TIMES = {
 """What no class is called; without ``--columns`` it would pass for one."""
 
 _NO_SCORES = {"text": "text", "list": "lists", "whole": "whole numbers", "other": "no numbers"}
+
+_COMMA = "holds numbers with a decimal comma: --decimal ',' reads them"
 
 
 def _there(table: Table) -> str:

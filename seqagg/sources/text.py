@@ -37,7 +37,9 @@ _LONGEST_LINE = 32 * 2**20
 _FIRST_LOOK = 2**16
 _BLOCK = 2**22
 
-Cell = Literal["number", "whole", "text", "nothing", "list", "other"]
+_DELIMITERS = ";\t|,"
+
+Cell = Literal["number", "whole", "comma", "text", "nothing", "list", "other"]
 
 
 class TextTable:
@@ -47,7 +49,9 @@ class TextTable:
     ----------
     path : Path
     delimiter : str, optional
-        Comma for ``.csv``, else a tab.
+        Comma for ``.csv``, else a tab; or what makes several columns of the header, if that makes
+        but one.
+    decimal : {".", ","}
 
     Attributes
     ----------
@@ -60,16 +64,18 @@ class TextTable:
         Names the row and column that cannot be read.
     """
 
-    def __init__(self, path: Path, delimiter: str | None = None) -> None:
+    def __init__(
+        self, path: Path, delimiter: str | None = None, decimal: Literal[".", ","] = "."
+    ) -> None:
         check_regular(path)
         self.path = path
-        if delimiter is None:
-            kinds = [suffix.lower() for suffix in path.suffixes[-2:]]
-            delimiter = "," if ".csv" in kinds else "\t"
-        self.delimiter = "\t" if delimiter in ("\\t", "tab") else delimiter
-        if len(self.delimiter) != 1:
+        self._decimal = decimal
+        given = "\t" if delimiter in ("\\t", "tab") else delimiter
+        if given is not None and len(given) != 1:
             raise SourceError(f"the delimiter {delimiter!r} is not one character", file=path)
         self._head = self._read_head()
+        self._check_head()
+        self.delimiter = given or self._find_delimiter()
         self.names = self._read_names()
 
     def _read_head(self) -> bytes:
@@ -91,14 +97,18 @@ class TextTable:
                 )
             size *= 8
 
+    def _check_head(self) -> None:
+        if not self._head.strip():
+            raise SourceError("is empty", file=self.path)
+        if self._head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise SourceError("is text in UTF-16; save it as UTF-8", file=self.path)
+
     def _open(self) -> Any:
         """The text, unpacked, and closing with it the file."""
         return unpacked(pa.OSFile(str(self.path)), self.path)
 
     def _read_names(self) -> list[str]:
-        if not self._head.strip():
-            raise SourceError("is empty", file=self.path)
-        names = next(self._first_rows(), [])
+        names = next(self._first_rows(self.delimiter), [])
         if len(names) > MOST_COLUMNS:
             raise SourceError(
                 f"has {len(names):,} columns; a table has a row per frame and a column per class "
@@ -109,7 +119,7 @@ class TextTable:
             codecs.getincrementaldecoder("utf-8-sig")().decode(self._head, final=self._complete)
         except UnicodeDecodeError:
             raise self._bad_byte(names) from None
-        other = next((d for d in ";\t|," if d in names[0]), None) if len(names) == 1 else None
+        other = next((d for d in _DELIMITERS if d in names[0]), None) if len(names) == 1 else None
         if other:
             what = f"has a single column, with {other!r} in its name; --delimiter tells cells apart"
             raise SourceError(what, file=self.path)
@@ -118,10 +128,16 @@ class TextTable:
             raise SourceError("two columns of this name", file=self.path, column=twice[0])
         return names
 
-    def _first_rows(self) -> Iterator[list[str]]:
+    def _find_delimiter(self) -> str:
+        """The one that the suffix promises, or where that parts nothing, the first that does."""
+        usual = "," if ".csv" in [kind.lower() for kind in self.path.suffixes[-2:]] else "\t"
+        tried = (usual, *_DELIMITERS)
+        return next((d for d in tried if len(next(self._first_rows(d), [])) > 1), usual)
+
+    def _first_rows(self, delimiter: str) -> Iterator[list[str]]:
         """Header and rows of the first lines, the last one perhaps cut short."""
         text = self._head.decode("utf-8-sig", errors="replace")
-        return self._rows(csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter))
+        return self._rows(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
 
     def _rows(self, reader: Any) -> Iterator[list[str]]:
         try:
@@ -134,10 +150,10 @@ class TextTable:
     def cells(self) -> dict[str, Cell]:
         """What the first rows hold, by column."""
         found: dict[str, Cell] = dict.fromkeys(self.names, "nothing")
-        rows = list(self._first_rows())[1:]
+        rows = list(self._first_rows(self.delimiter))[1:]
         for row in rows if self._complete else rows[:-1]:
             for name, cell in zip(self.names, row, strict=False):
-                found[name] = _wider(found[name], _cell(cell))
+                found[name] = _wider(found[name], _cell(cell, self._decimal))
         return found
 
     def batches(self, types: dict[str, pa.DataType]) -> Iterator[tuple[pa.RecordBatch, float]]:
@@ -152,7 +168,10 @@ class TextTable:
             "read_options": pa_csv.ReadOptions(block_size=max(_BLOCK, 128 * len(self.names))),
             "parse_options": pa_csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True),
             "convert_options": pa_csv.ConvertOptions(
-                column_types=types, include_columns=list(types), null_values=NOTHING
+                column_types=types,
+                include_columns=list(types),
+                null_values=NOTHING,
+                decimal_point=self._decimal,
             ),
         }
         size = max(self.path.stat().st_size, 1)
@@ -198,12 +217,12 @@ class TextTable:
                     cells = f"{len(row)} cells for {len(self.names)} columns"
                     raise SourceError(f"row {line}: {cells}", file=self.path)
                 for i in numbers:
-                    if _cell(row[i]) == "text":
-                        raise SourceError(
-                            f"row {line}: {row[i][:40]!r} is no number",
-                            file=self.path,
-                            column=self.names[i],
-                        )
+                    held = _cell(row[i], self._decimal)
+                    if held in ("text", "comma"):
+                        what = f"row {line}: {row[i][:40]!r} is no number"
+                        if held == "comma":
+                            what += "; --decimal ',' reads decimal commas"
+                        raise SourceError(what, file=self.path, column=self.names[i])
         except UnicodeDecodeError:
             # Lines are decoded in blocks: look for the very byte.
             raise self._bad_byte(self.names) from None
@@ -235,18 +254,22 @@ def unpacked(file: pa.NativeFile, path: Path) -> pa.NativeFile:
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|infinity|nan)", re.I)
 _WHOLE = re.compile(r"[+-]?\d+")
+_SWAPPED = str.maketrans(".,", ",.")
 
 
-def _cell(cell: str) -> Cell:
+def _cell(cell: str, decimal: str) -> Cell:
     cell = cell.strip()
     if cell in NOTHING:
         return "nothing"
     if _WHOLE.fullmatch(cell):
         return "whole"
-    return "number" if _NUMBER.fullmatch(cell) else "text"
+    swapped = cell.translate(_SWAPPED)
+    if _NUMBER.fullmatch(cell if decimal == "." else swapped):
+        return "number"
+    return "comma" if decimal == "." and _NUMBER.fullmatch(swapped) else "text"
 
 
 def _wider(one: Cell, other: Cell) -> Cell:
     """What a column holds: numbers, if there are any, so that what is none of them is an error."""
-    order: list[Cell] = ["nothing", "text", "whole", "number"]
+    order: list[Cell] = ["nothing", "text", "whole", "comma", "number"]
     return max(one, other, key=order.index)
