@@ -1,4 +1,4 @@
-"""HTML of a few facts and a table, as notebooks show them."""
+"""A few facts and a table: HTML for notebooks, plain text for ``print``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -
         f"<table><caption>{escape(caption)}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
+
+
+def plain_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table whose first column holds text and the others numbers."""
+    lines = [headers, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    ]
 
 
 def _with_direction(text: str) -> str:

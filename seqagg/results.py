@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from seqagg.errors import ResultsError
 from seqagg.evaluation import Comparison
-from seqagg.markup import card, table
+from seqagg.markup import card, plain_table, table
 from seqagg.parsing import parse_json
 from seqagg.result_files import (
     PAGE_FILE,
@@ -182,8 +182,19 @@ class BenchmarkResult:
             if row.baseline == "logodds" and row.method in learnt
         ]
 
+    def __repr__(self) -> str:
+        """Table and verdicts, as ``print`` shows them."""
+        headers, lines, facts = self._shown()
+        return "\n".join([*plain_table(headers, lines), "", *facts])
+
     def _repr_html_(self) -> str:
         """Table and verdicts, as a notebook shows them."""
+        headers, lines, facts = self._shown()
+        name = str(self.provenance["cache"])
+        return card(name, facts, [table(headers, lines, "Methods compared")])
+
+    def _shown(self) -> tuple[list[str], list[list[str]], list[str]]:
+        """Header and rows of the table that people see, and what is said below it."""
         rows, about = self.summary(), self.provenance
         pairs = {
             row.method: row.comparison for row in self.comparisons if row.baseline == "logodds"
@@ -213,7 +224,7 @@ class BenchmarkResult:
             "calibration error, %",
         ]
         facts = [how_scored(about, int(rows[0]["n_songs"])), *self.verdicts()]
-        return card(str(about["cache"]), facts, [table(headers, lines, "Methods compared")])
+        return headers, lines, facts
 
     def write(self, folder: str | os.PathLike[str], page: str | None = None) -> None:
         """Write the tables as ``results.parquet`` and so on, all of them or none.

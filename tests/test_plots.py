@@ -233,3 +233,14 @@ def test_results_in_a_notebook() -> None:
         assert f"{100 * row['accuracy']:.1f}" in found.text
     for verdict in result.verdicts():
         assert verdict in found.text
+
+
+def test_results_in_print() -> None:
+    result = made_result(200)
+    lines = str(result).splitlines()
+    rows = result.summary()
+    assert lines[0].startswith("method  ")
+    assert len({len(line) for line in lines[: len(rows) + 1]}) == 1
+    for line, row in zip(lines[1:], rows, strict=False):
+        assert line.split()[:2] == [row["method"], f"{100 * row['accuracy']:.1f}"]
+    assert lines[-len(result.verdicts()) :] == result.verdicts()
