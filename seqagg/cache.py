@@ -42,6 +42,7 @@ from seqagg.cache_table import (
     as_objects,
     find_column,
     header_of,
+    how_headers_differ,
     is_text,
     read_ids,
     refuse_twice,
@@ -435,9 +436,8 @@ def _with_room(flat: npt.NDArray[np.float32], n: int) -> npt.NDArray[np.float32]
 def _refuse_differences(
     first: dict[str, Any], other: dict[str, Any], first_file: Place, file: Place
 ) -> None:
-    for name in ("columns", "kind", "task"):
-        if other[name] != first[name]:
-            raise CacheError(f"{name} differ from those of {first_file.name}", file=file)
+    if difference := how_headers_differ(first, other, first_file.name):
+        raise CacheError(difference, file=file)
 
 
 def _concatenate(parts: list[Songs], files: list[Place], folder: Place) -> Songs:

@@ -10,7 +10,7 @@ metadata ``seqagg`` declares format version, column names, kind, task and note.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -411,3 +411,35 @@ def _bad_scores(
     path: Place, ids: pa.Array, song: int, what: str, column: str = "scores"
 ) -> CacheError:
     return CacheError(what, file=path, song=ids[song].as_py(), column=column)
+
+
+def how_headers_differ(
+    first: Mapping[str, Any], other: Mapping[str, Any], first_place: object
+) -> str | None:
+    """Say how a file does not go together with the first one; None if it does.
+
+    Parameters
+    ----------
+    first, other : mapping
+        With ``columns``, ``kind`` and ``task``.
+    first_place : object
+        Where the first header stands.
+    """
+    for name in ("kind", "task"):
+        if other[name] != first[name]:
+            return f"{name} {other[name]} differs from that of {first_place}, {first[name]}"
+    here, there = list(other["columns"] or ()), list(first["columns"] or ())
+    if here == there:
+        return None
+    parts = [
+        f"only {where}: {', '.join(map(repr, names[:3]))}{' ...' if len(names) > 3 else ''}"
+        for where, names in (
+            ("here", [name for name in here if name not in there]),
+            ("there", [name for name in there if name not in here]),
+        )
+        if names
+    ]
+    how = "; ".join(parts) if parts else "they stand in another order"
+    if len(here) != len(there):
+        return f"{len(here)} columns, and {len(there)} in {first_place}: {how}"
+    return f"columns differ from those of {first_place}: {how}"

@@ -20,7 +20,7 @@ from typing import Any
 
 from seqagg.cache import CacheWriter
 from seqagg.cache_pieces import cache_files, count_frames, read_columns
-from seqagg.cache_table import Names
+from seqagg.cache_table import Names, how_headers_differ
 from seqagg.errors import CacheError, ParameterError
 from seqagg.files import only_one
 from seqagg.manifest import Manifest, Shard, read_manifest
@@ -121,9 +121,8 @@ def _count(files: list[Place], source: Place, hashed: bool) -> Manifest:
         table, header = read_columns(file, ["song_id"])
         header = {name: header[name] for name in ("columns", "kind", "task")}
         first = header if first is None else first
-        for name, value in header.items():
-            if value != first[name]:
-                raise CacheError(f"{name} differ from those of {files[0].name}", file=file)
+        if difference := how_headers_differ(first, header, files[0].name):
+            raise CacheError(difference, file=file)
         twice = names.add(table["song_id"])
         if twice is not None:
             song = table["song_id"][twice].as_py()

@@ -265,7 +265,7 @@ def test_files_that_differ(tmp_path: Path) -> None:
     write_cache(songs[:2], tmp_path / "a.parquet")
     write_cache(songs[2:].replace(kind="logit"), tmp_path / "b.parquet")
     words = refuse(tmp_path / "a.parquet", tmp_path / "b.parquet", "--out", out)
-    assert "b.parquet: kind differ" in words
+    assert "b.parquet: kind logit differs from that of" in words
 
 
 # A file that changes, and a writer that dies.

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seqagg.cache_table import Names
+from seqagg.cache_table import Names, how_headers_differ
 from seqagg.errors import ParameterError, SeqaggError, SourceError
 from seqagg.songs import Songs, labels_of
 from seqagg.sources.base import BATCH_BYTES, Batch, Options, numbered, unchanged
@@ -154,13 +154,11 @@ def _refuse_differences(first: Batch, other: Batch) -> None:
     def place(batch: Batch) -> Any:
         return batch.files[0].path if batch.files else None
 
-    for name in ("columns", "kind", "task"):
-        if getattr(first.songs, name) != getattr(other.songs, name):
-            what = f"{name} differ from those of {place(first)}"
-            if name == "columns" and first.songs.n_columns != other.songs.n_columns:
-                what = f"{other.songs.n_columns} columns, and {first.songs.n_columns} in "
-                what += str(place(first))
-            raise SourceError(what, file=place(other))
+    def header(batch: Batch) -> dict[str, Any]:
+        return {name: getattr(batch.songs, name) for name in ("columns", "kind", "task")}
+
+    if difference := how_headers_differ(header(first), header(other), place(first)):
+        raise SourceError(difference, file=place(other))
     for name in (*_FIELDS.values(), "start"):
         here, there = (getattr(batch.songs, name) is not None for batch in (first, other))
         if here != there:
