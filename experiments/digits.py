@@ -53,7 +53,7 @@ KEYS = {"speakers": pa.string(), "method": pa.string(), "seed": pa.int64()}
 SEEN, NEW = "seen speakers", "new speakers"
 SPEAKERS = (SEEN, NEW)
 BASELINE = "logodds"
-COMPARED = ("majority", "mean", BASELINE, "stack", "hmm", "gru")
+COMPARED = ("majority", "mean", BASELINE, "stack", "mil", "hmm", "gru", "auto")
 N_TEST = 5
 """Recordings of each digit and speaker that are the data set's own test: index 0 to 4."""
 
