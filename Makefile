@@ -9,8 +9,11 @@ READY := .venv/.ready
 demo: $(READY)
 	$(BIN)/seqagg benchmark
 
-test: lint
-	$(BIN)/python -m pytest
+# Neither waits for the other, and both must pass.
+test: $(READY)
+	@$(MAKE) --no-print-directory lint & lint=$$!; \
+	$(BIN)/python -m pytest; tests=$$?; \
+	wait $$lint && exit $$tests
 
 lint: $(READY)
 	$(BIN)/ruff check .
