@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -25,7 +26,8 @@ T = TypeVar("T")
 
 _lock = threading.Lock()
 _inside = 0
-_before = 1
+_before: dict[str, Callable[[], object]] = {}
+"""What is limited in the whole process -> what takes that back."""
 
 
 def check_n_jobs(n_jobs: int | None) -> None:
@@ -134,20 +136,42 @@ def _pools(n_modules: int) -> ThreadpoolController:
 def one_thread_each() -> Iterator[None]:
     """Keep BLAS, OpenMP and PyTorch to one thread per caller within the block.
 
-    Callers in several threads share the limit: the first sets it, the last takes it back.
+    OpenMP counts for each thread of Python by itself. The other limits are those of the process,
+    and callers in several threads share them: the first sets them, the last takes them back.
     """
-    global _inside, _before
-    torch = sys.modules.get("torch")  # whoever has not imported it does not use it
-    with _pools(len(sys.modules)).limit(limits=1):
-        with _lock:
-            if torch and _inside == 0:
-                _before = torch.get_num_threads()
-                torch.set_num_threads(1)
-            _inside += bool(torch)
-        try:
+    pools = _pools(len(sys.modules))
+    _limit_process(pools)
+    try:
+        with pools.select(user_api="openmp").limit(limits=1):
             yield
-        finally:
-            with _lock:
-                _inside -= bool(torch)
-                if torch and _inside == 0:
-                    torch.set_num_threads(_before)
+    finally:
+        _free_process()
+
+
+def _limit_process(pools: ThreadpoolController) -> None:
+    global _inside
+    torch = sys.modules.get("torch")  # whoever has not imported it does not use it
+    with _lock:
+        for library in pools.select(user_api="blas").lib_controllers:
+            if library.filepath not in _before:
+                _before[library.filepath] = partial(_set_blas, library, library.num_threads)
+                _set_blas(library, 1)
+        if torch and "torch" not in _before:
+            _before["torch"] = partial(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(1)
+        _inside += 1
+
+
+def _free_process() -> None:
+    global _inside
+    with _lock:
+        _inside -= 1
+        if _inside == 0:
+            for restore in _before.values():
+                restore()
+            _before.clear()
+
+
+def _set_blas(library: Any, n: int) -> None:
+    """Set it from whatever thread: threadpoolctl heeds the one alone that first set OpenBLAS."""
+    getattr(library, "_real_set_num_threads", library.set_num_threads)(n)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -75,6 +77,51 @@ def test_two_callers_that_overlap():
         assert torch.get_num_threads() == 1
     caller.join()
     assert torch.get_num_threads() == 2
+
+
+OVERLAP = """
+import threading
+import numpy as np
+from threadpoolctl import threadpool_info
+from seqagg.threads import one_thread_each
+
+def blas():
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+second_in, first_out = threading.Event(), threading.Event()
+
+def first():
+    with one_thread_each():
+        second.start()
+        second_in.wait(10)
+    first_out.set()
+
+def then():
+    with one_thread_each():
+        second_in.set()
+        first_out.wait(10)
+        print(*blas())
+
+second = threading.Thread(target=then)
+print(*blas())
+first()
+second.join()
+print(*blas())
+"""
+
+
+def test_what_the_whole_process_has_is_given_back_by_the_last_caller():
+    """In a process in which nobody has set the threads of BLAS before."""
+    found = subprocess.run(
+        [sys.executable, "-c", OVERLAP],
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, inside, after = found.stdout.split("\n")[:3]
+    assert inside == "1"
+    assert after == before
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2, -1, None])
