@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -16,7 +17,9 @@ import torch
 from joblib import parallel_config
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from seqagg import GRUAggregator, MILAggregator
 from seqagg.threads import ahead, behind, count_threads, one_thread_each, side_by_side
+from tests.conftest import order_songs
 
 
 def pools() -> set[int]:
@@ -83,6 +86,7 @@ OVERLAP = """
 import threading
 import numpy as np
 from threadpoolctl import threadpool_info
+from seqagg import GRUAggregator, MILAggregator
 from seqagg.threads import one_thread_each
 
 def blas():
@@ -258,3 +262,20 @@ def test_behind_lets_an_error_of_the_block_through():
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert done in ([], [1]), "what has not begun is left"
+
+
+@pytest.mark.parametrize("method", [GRUAggregator, MILAggregator])
+def test_fits_in_several_threads_are_those_of_one(method):
+    """PyTorch has one global generator, which first weights come from."""
+    songs = order_songs(30)
+
+    def weights(_: int) -> list[torch.Tensor]:
+        model = method(epochs=1, hidden_size=16, n_folds=2, n_jobs=1).fit(songs)
+        return [weight for network in model.networks_ for weight in network.parameters()]
+
+    before = torch.get_rng_state()
+    alone = weights(0)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(weights, range(8)):
+            assert all(map(torch.equal, found, alone))
+    assert torch.equal(torch.get_rng_state(), before)

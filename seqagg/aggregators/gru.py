@@ -32,7 +32,7 @@ from seqagg.aggregators.start import (
     center_and_spread,
     make_start,
 )
-from seqagg.aggregators.team import Dropout, Noise
+from seqagg.aggregators.team import Dropout, Noise, borrowed_chance
 from seqagg.averages import Averages, RunningAverages, WholeSongs
 from seqagg.errors import ParameterError
 from seqagg.songs import Songs
@@ -322,7 +322,7 @@ class GRUAggregator(NetworkAggregator):
         n_columns, n_classes = self.n_features_in_, len(self.classes_)
         start = AverageStart(np.zeros((n_columns, n_classes)), np.zeros(n_classes))
         zeros = np.zeros(n_columns)
-        with torch.random.fork_rng(devices=[]):
+        with borrowed_chance():
             return SongNetwork(start, zeros, zeros, 1.0, **self._architecture())
 
     def _memory(self, n: int) -> Memory:

@@ -31,7 +31,7 @@ from seqagg.aggregators.start import (
     make_linear_start,
     make_start,
 )
-from seqagg.aggregators.team import Dropout
+from seqagg.aggregators.team import Dropout, borrowed_chance
 from seqagg.averages import WholeSongs
 from seqagg.errors import ModelFileError, ParameterError, SongError
 from seqagg.songs import Songs, as_frames, as_songs
@@ -291,7 +291,7 @@ class MILAggregator(NetworkAggregator):
         n_columns, n_classes = self.n_features_in_, len(self.classes_)
         start = AverageStart(np.zeros((n_columns, n_classes)), np.zeros(n_classes))
         zeros = np.zeros(n_columns)
-        with torch.random.fork_rng(devices=[]):
+        with borrowed_chance():
             frame = FrameNetwork(start, zeros, zeros, self.hidden_size, self.dropout)
             return self._pooled(frame, 1.0, (n_columns,))
 

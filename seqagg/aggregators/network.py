@@ -29,7 +29,14 @@ from seqagg.aggregators.gain import judged, training_helps
 from seqagg.aggregators.lessons import Lesson, Turn, make_turns
 from seqagg.aggregators.parameters import check_count, check_range, check_seed
 from seqagg.aggregators.state import from_text_array, text_array
-from seqagg.aggregators.team import ALONE, Chance, Team, current_team, set_chance
+from seqagg.aggregators.team import (
+    ALONE,
+    Chance,
+    Team,
+    borrowed_chance,
+    current_team,
+    set_chance,
+)
 from seqagg.aggregators.training import (
     LARGEST,
     History,
@@ -242,7 +249,7 @@ class NetworkAggregator(Aggregator):
         return [records[turn.number] for turn in turns]
 
     def _seeded_network(self, songs: Songs, y: Ints, fold: Fold, number: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
+        with borrowed_chance():
             torch.manual_seed(self._seed(number))
             return self._new_network(songs[fold[0]], y[fold[0]]).float()
 
@@ -259,8 +266,7 @@ class NetworkAggregator(Aggregator):
         if self._has_own_chance():
             yield
             return
-        devices = [batches.device] if batches.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with borrowed_chance(batches.device, turn.team):
             torch.manual_seed(self._seed(turn.number) + turn.team.rank)
             yield
 

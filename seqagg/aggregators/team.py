@@ -11,6 +11,7 @@ What is random is drawn for all songs of a batch, and each process takes what be
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -65,6 +66,8 @@ class Team:
 
 ALONE = Team()
 
+CPU = torch.device("cpu")
+
 _team: ContextVar[Team] = ContextVar("seqagg_team", default=ALONE)
 
 
@@ -81,6 +84,24 @@ def together(team: Team) -> Iterator[None]:
 def current_team() -> Team:
     """The team of the innermost `together`; this process alone by default."""
     return _team.get()
+
+
+_global_chance = threading.RLock()
+
+
+@contextlib.contextmanager
+def borrowed_chance(device: torch.device = CPU, team: Team = ALONE) -> Iterator[None]:
+    """Have PyTorch's global generator within the block, and leave it as it was.
+
+    There is one for all threads, so one at a time has it; but those of a team, which wait for each
+    other, are processes.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with contextlib.ExitStack() as stack:
+        if team.size == 1:
+            stack.enter_context(_global_chance)
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        yield
 
 
 @dataclass
