@@ -86,7 +86,6 @@ OVERLAP = """
 import threading
 import numpy as np
 from threadpoolctl import threadpool_info
-from seqagg import GRUAggregator, MILAggregator
 from seqagg.threads import one_thread_each
 
 def blas():
