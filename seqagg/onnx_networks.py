@@ -16,11 +16,9 @@ import numpy.typing as npt
 
 from seqagg.aggregators.start import CLIP, AverageStart
 from seqagg.errors import ParameterError
-from seqagg.onnx_graph import IMPOSSIBLE, Batch, Graph, add_log_mean_probability, start_scores
+from seqagg.onnx_graph import IMPOSSIBLE, TINY, Batch, Graph, add_log_mean_probability, start_scores
 
 Array = npt.NDArray[Any]
-
-_TINY_SINGLE = float(np.finfo(np.float32).tiny)
 
 
 def _average_of_networks(
@@ -163,7 +161,7 @@ def _linear_softmax_pooling(g: Graph, p: Mapping[str, Array], songs: Batch, scor
     yes = g("Mul", g.logistic(scores), songs.mask)
     no = g.logistic(g("Neg", scores))
     hit, miss = (g.reduce("Sum", g("Mul", yes, x), 1) for x in (yes, no))
-    return str(g("Sub", g.log(hit, _TINY_SINGLE), g.log(miss, _TINY_SINGLE)))
+    return str(g("Sub", g.log(hit, TINY), g.log(miss, TINY)))
 
 
 def _noisy_or_pooling(g: Graph, p: Mapping[str, Array], songs: Batch, scores: str) -> str:
@@ -171,7 +169,7 @@ def _noisy_or_pooling(g: Graph, p: Mapping[str, Array], songs: Batch, scores: st
     # for a small n is log(n).
     softplus = g("Add", g("Max", scores, 0.0), g.log1p(g("Exp", g("Neg", g("Abs", scores)))))
     total = g.reduce("Sum", g("Mul", softplus, songs.mask), 1)
-    total = g("Max", total, _TINY_SINGLE)
+    total = g("Max", total, TINY)
     small = g("Less", total, 1e-8)
     share = g("Sub", 1.0, g("Exp", g("Neg", total)))
     return str(g("Add", total, g("Log", g("Where", small, total, share))))

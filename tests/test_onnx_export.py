@@ -119,6 +119,7 @@ class TestAnswers:
         model, graph = fitted(name, multilabel), session(name, multilabel)
         rng = np.random.default_rng(3)
         songs = [rng.choice([size, -size, 0, 1, -1], (6, 3)) for _ in range(30)]
+        songs += [size * rng.normal(size=(6, 3)) for _ in range(30)]  # of no small ones
         songs = [song.astype(np.float32) for song in songs]
         assert_allclose(run(graph, songs), model.predict_proba(songs), rtol=0, atol=1e-6)
 
