@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from seqagg.aggregators.base import Aggregator
 from seqagg.aggregators.checks import check_groups
-from seqagg.aggregators.hmm import HMMAggregator
+from seqagg.aggregators.hmm import ROUNDING, HMMAggregator
 from seqagg.aggregators.lessons import Without
 from seqagg.aggregators.stacking import StackingAggregator, Summaries
 from seqagg.aggregators.summaries import n_summaries
@@ -384,6 +384,7 @@ def _fit_hmm(
     models, moving = dict(aggregator._models), set(aggregator._models)
     before: dict[int, float] = {}
     history: list[float] = []
+    fell = False
     connected = ray_cluster(engine.jobs, engine.address) if engine.name == "ray" else nullcontext()
     with connected, steps("EM", aggregator.n_iter) as step:
         for _ in range(aggregator.n_iter):
@@ -395,6 +396,7 @@ def _fit_hmm(
                 models[k] = maximize(total, models[k], aggregator.shrinkage)
                 n_frames = sum(part.n_frames.get(k, 0) for part in sums)
                 gain = total.log_likelihood - before.get(k, -np.inf)
+                fell |= gain < -ROUNDING * abs(total.log_likelihood)
                 before[k] = total.log_likelihood
                 if gain < aggregator.tol * n_frames:
                     moving.discard(k)
@@ -407,6 +409,8 @@ def _fit_hmm(
     aggregator._set_hmms()
     n_songs = sum(part.n_songs for part in sums)
     aggregator.fit_report_ += f"\n{len(history)} iterations of EM over all {n_songs} songs"
+    if fell:
+        aggregator.fit_report_ += ", likelihood fell at some iteration"
     return history, n_songs
 
 

@@ -81,15 +81,23 @@ def from_logits(logits: Floats) -> Floats:
 def to_log_odds(scores: Floats, kind: Kind, task: Task = "multiclass") -> Floats:
     """Log-odds of frame scores of a declared kind, shape kept.
 
-    Infinite log-odds are what a probability of exactly 0 or 1 gives, and end where those do.
+    Infinite log-odds are what a probability of exactly 0 or 1 gives, and end where those do; but a
+    nat beyond whatever else their frame holds.
     """
     if kind == "probability":
         return from_probability(scores)
     if kind == "logit" and task == "multiclass":
         return from_logits(scores)
-    if np.isinf(scores).any():
-        return np.asarray(np.nan_to_num(scores, nan=np.nan, posinf=LIMIT, neginf=-LIMIT))
-    return scores
+    return _bounded(scores) if np.isinf(scores).any() else scores
+
+
+def _bounded(log_odds: Floats) -> Floats:
+    """Finite numbers for infinite ones."""
+    finite = np.isfinite(log_odds)
+    highest = log_odds.max(axis=-1, keepdims=True, where=finite, initial=-np.inf)
+    lowest = log_odds.min(axis=-1, keepdims=True, where=finite, initial=np.inf)
+    yes, no = np.maximum(highest + 1, LIMIT), np.minimum(lowest - 1, -LIMIT)
+    return np.where(finite | np.isnan(log_odds), log_odds, np.where(log_odds > 0, yes, no))
 
 
 def to_probability(log_odds: Floats) -> Floats:

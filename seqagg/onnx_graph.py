@@ -145,13 +145,24 @@ class Batch:
         there = g("And", within, g("Less", missing, np.float32(0.5)))
         self.inside = g.unsqueeze(there, 2)
         x = g("Where", self.inside, x, np.float32(0))
-        limited = g("Mul", g("Sign", x), np.float32(LIMIT))
-        self.single = g("Where", g("IsInf", x), limited, x)
+        self.single = self._bounded(x)
         self.frames = g.cast(self.single, np.float64)
         self.mask = g.cast(self.inside, np.float64)
         n = g.reduce("Sum", self.mask, 1)
         self.empty = g("Equal", n, 0.0)
         self.count = g("Max", n, 1.0)
+
+    def _bounded(self, x: str) -> str:
+        """Finite log-odds, as `seqagg.logodds.to_log_odds` has them."""
+        g, infinite = self._graph, self._graph("IsInf", x)
+        size = g("Where", infinite, np.float32(0), x)
+        ends = []
+        for sign in (np.float32(1), np.float32(-1)):
+            furthest = g.unsqueeze(g.reduce("Max", g("Mul", size, sign), 2), 2)
+            beyond = g("Max", g("Add", furthest, np.float32(1)), np.float32(LIMIT))
+            ends.append(g("Mul", beyond, sign))
+        end = g("Where", g("Greater", x, np.float32(0)), *ends)
+        return str(g("Where", infinite, end, x))
 
     def mean(self, x: str) -> str:
         """Mean over the frames of a song of (b, t, any): (b, any)."""

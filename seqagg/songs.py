@@ -400,11 +400,13 @@ def as_frames(scores: npt.ArrayLike, song: object = None) -> npt.NDArray[np.floa
     """
     name = None if song is None else str(song)
     if isinstance(scores, np.ma.MaskedArray):
-        scores = np.ma.filled(scores.astype(np.float32), np.nan)
+        with np.errstate(over="ignore"):
+            scores = np.ma.filled(scores.astype(np.float32), np.nan)
     if isinstance(scores, np.ndarray) and scores.dtype.kind == "c":
         raise SongError("Complex data not supported: scores are real numbers", song=name)
     try:
-        return np.asarray(scores, dtype=np.float32)
+        with np.errstate(over="ignore"):  # beyond float32 it is infinite
+            return np.asarray(scores, dtype=np.float32)
     except (TypeError, ValueError, OverflowError) as error:
         raise SongError(f"frames are no table of numbers: {error}", song=name) from None
 

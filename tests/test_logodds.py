@@ -157,6 +157,12 @@ class TestToLogOdds:
         certain = from_probability(np.array([[1.0, 0.0, np.nan]]))
         assert_array_equal(odds, np.append(certain, [[3.0]], axis=1))
 
+    def test_what_is_infinite_is_beyond_what_is_finite(self) -> None:
+        """As p = 1 is beyond 1 - 1e-12, and p = 0 below 1e-30; frame by frame."""
+        frames = [[np.inf, 20, -70, -np.inf], [np.inf, 3, -3, -np.inf], [np.inf, 1e30, np.nan, 0]]
+        expected = [[21, 20, -70, -71], [LIMIT, 3, -3, -LIMIT], [1e30, 1e30, np.nan, 0]]
+        assert_array_equal(to_log_odds(np.array(frames), "log_odds"), expected)
+
     def test_finite_log_odds_may_pass_the_limit(self) -> None:
         """Logits say -60 where a probability could not; that is no error."""
         assert_array_equal(to_log_odds(np.array([[-60.0, 60.0]]), "log_odds"), [[-60, 60]])

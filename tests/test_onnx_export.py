@@ -106,6 +106,8 @@ class TestAnswers:
         songs[0][2] = np.nan
         songs[1][[0, -1], 1] = np.nan
         songs[2][1] = [np.inf, -np.inf, 0]
+        songs[2][2] = [np.inf, 20, -np.inf]
+        songs[2][3] = [-70, -np.inf, np.inf]
         songs[3] *= 100
         songs[4][:] = np.nan
         songs[5] = songs[5][:0]

@@ -20,7 +20,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -62,17 +62,19 @@ from seqagg.songs import Songs
 from seqagg.streaming import Memory
 from seqagg.threads import check_n_jobs, one_thread_each
 
-if TYPE_CHECKING:
-    pass
-
-
 _MOST_FULL = 64
 """Columns up to which full covariances are tried: they have as many numbers as their square."""
+
+ROUNDING = 1e-9
+"""Share of a log likelihood by which it may be lower without having fallen."""
 
 
 @dataclass(frozen=True)
 class _ClassModel:
-    """Fitted model of one class or of the background, and how the fit went."""
+    """Fitted model of one class or of the background, and how the fit went.
+
+    The history is the log likelihood of all songs before each iteration, and in the end.
+    """
 
     parameters: GaussianParameters
     history: list[float]
@@ -312,8 +314,9 @@ class HMMAggregator(Aggregator):
                 best = found
         assert best is not None
         parameters, history = best
+        end = log_likelihoods(frames, offsets, [parameters]).sum()  # EM does not know its own end
         arrays = {part: getattr(parameters, part) for part in PARTS}
-        return arrays | {"history": np.array(history)}
+        return arrays | {"history": np.array([*history, end])}
 
     def _choose(
         self, averages: Floats, likelihoods: list[Floats], y: Ints, groups: Ints
@@ -413,10 +416,10 @@ class HMMAggregator(Aggregator):
                 lines.append(f"{label}: no training song")
                 continue
             m = models[k]
-            fell = any(b < a - 1e-6 * abs(a) for a, b in itertools.pairwise(m.history))
+            fell = any(b < a - ROUNDING * abs(a) for a, b in itertools.pairwise(m.history))
             lines.append(
                 f"{label}: {m.n_songs} songs, {m.n_frames} frames, {m.parameters.n_states} states, "
-                f"{len(m.history)} iterations, {m.history[-1] / m.n_frames:.3f} nats per frame"
+                f"{len(m.history) - 1} iterations, {m.history[-1] / m.n_frames:.3f} nats per frame"
                 + (", likelihood fell at some iteration" if fell else "")
             )
         return "\n".join(lines)
