@@ -296,13 +296,22 @@ def _read_labels(path: Place, table: pa.Table, task: Task) -> pa.Array | None:
         "list of string",
         lambda kind: _is_list(kind) and is_text(kind.value_type),
     )
-    names = None if labels is None else labels.flatten()
+    names = None if labels is None else flattened(labels)
     if names is not None and names.null_count:
         at = int(np.argmax(np.asarray(names.is_null())))
         row = int(np.asarray(pc.list_parent_indices(labels))[at])
         song = read_ids(path, table)[row].as_py()
         raise CacheError("one of its labels is null", file=path, song=song, column="label")
     return labels
+
+
+def flattened(lists: pa.Array) -> pa.Array:
+    """What lists hold, one after the other.
+
+    Of no lists at all the only offset is validated by nobody, and Arrow ends the process at one
+    beyond the end.
+    """
+    return lists.flatten() if len(lists) else pa.array([], lists.type.value_type)
 
 
 def as_objects(column: pa.Array | None) -> npt.NDArray[Any] | None:
@@ -348,7 +357,7 @@ def _read_start(
             song=ids[song].as_py(),
             column="start",
         )
-    return np.asarray(column.flatten().cast(pa.float32()))
+    return np.asarray(flattened(column).cast(pa.float32()))
 
 
 def _is_scores(kind: pa.DataType) -> bool:
@@ -375,7 +384,7 @@ def _read_scores(
     def song_of(frame: int) -> int:
         return int(np.searchsorted(offsets, frame, side="right")) - 1
 
-    frames = scores.flatten()
+    frames = flattened(scores)
     if frames.null_count:
         frame = int(np.argmax(np.asarray(frames.is_null())))
         what = "a frame is null; a missing frame is NaN"
@@ -386,7 +395,7 @@ def _read_scores(
         song = song_of(frame)
         what = f"frame {frame - offsets[song]} has {width} scores for {len(columns)} columns"
         raise _bad_scores(path, ids, song, what)
-    values = frames.flatten()
+    values = flattened(frames)
     if values.null_count:
         frame, column = divmod(int(np.argmax(np.asarray(values.is_null()))), len(columns))
         what = "a score is null; a missing frame is NaN"

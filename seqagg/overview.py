@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seqagg.cache_pieces import cache_files, read_columns
+from seqagg.cache_table import flattened
 from seqagg.inspection import Inspection, Part, order_of_splits, warn_of_labels, warn_of_shared
 from seqagg.manifest import Manifest
 from seqagg.places import Place, place_of, size_of
@@ -104,7 +105,10 @@ class _Counts:
         if "label" in table.column_names:
             labels = table["label"]
             self.labelled[split] += len(labels) - labels.null_count
-            flat = pc.list_flatten(labels) if pa.types.is_list(labels.type) else labels
+            flat = labels
+            if pa.types.is_list(labels.type):
+                parts = [flattened(chunk) for chunk in labels.chunks]
+                flat = pa.chunked_array(parts, labels.type.value_type)
             for found in flat.drop_null().value_counts():
                 self.labels[split, found["values"].as_py()] += found["counts"].as_py()
         if "group" in table.column_names:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seqagg.cache_table import songs_of_table
+from seqagg.cache_table import flattened, songs_of_table
 from seqagg.errors import SourceError
 from seqagg.sources.base import Batch, File, Options, named_columns, unchanged
 from seqagg.sources.columnar import ColumnTable, Table, open_table
@@ -68,7 +68,7 @@ def _width(scores: pa.ChunkedArray) -> int:
     kind = scores.type.value_type
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
-    frames = [chunk.flatten().drop_null() for chunk in scores.chunks]
+    frames = [flattened(chunk).drop_null() for chunk in scores.chunks]
     first = next((f for f in frames if len(f)), None)
     if first is None or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         return 1

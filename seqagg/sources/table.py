@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seqagg.cache_table import HEADER_KEY, header_of
+from seqagg.cache_table import HEADER_KEY, flattened, header_of
 from seqagg.errors import SourceError
 from seqagg.sources.base import Batch, File, Ints, Options, unchanged
 from seqagg.sources.columnar import FRAMES_KEY, ColumnTable, Table, matrix, open_table
@@ -243,7 +243,7 @@ def said_of_songs(column: pa.Array, role: str, name: str, path: Path | None) -> 
     if pa.types.is_list(column.type):
         if role != "label":
             raise SourceError("holds lists, not text", file=path, column=name)
-        if column.flatten().null_count:
+        if flattened(column).null_count:
             raise SourceError("one of a song's labels is missing", file=path, column=name)
         return column
     known = pc.if_else(pc.equal(column, ""), None, column)
