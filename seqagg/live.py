@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from seqagg.decision import NEVER, EarlyRule, early_decisions, early_rule
 from seqagg.errors import ParameterError, SongError
+from seqagg.folds import group_indices, grouped_folds
 from seqagg.logodds import Kind
 from seqagg.parsing import parse_json
 from seqagg.songs import Songs
@@ -45,6 +46,9 @@ _MOST_DECIDED = 2**18
 
 _SIDE_BY_SIDE = 256
 """Labelled songs that are listened to at a time."""
+
+_FOLDS = 5
+"""Of songs that a model was fitted to."""
 
 
 class Line(NamedTuple):
@@ -79,17 +83,22 @@ class Calibrated:
     share_heard: float | None
 
 
-def calibrate_early(model: Aggregator, songs: Songs, error_rate: float) -> Calibrated:
+def calibrate_early(
+    model: Aggregator, songs: Songs, error_rate: float, *, fitted_to: bool = False
+) -> Calibrated:
     """Choose on labelled songs when a song may be decided while it plays.
 
     Parameters
     ----------
     model : Aggregator
-        Fitted to other songs, one label each.
+        Of songs with one label each.
     songs : Songs
         Those without a label or without a frame are left out.
     error_rate : float
         See `seqagg.decision.early_rule`, which makes the promise.
+    fitted_to : bool
+        Whether the model was fitted to these songs. Then each is listened to by a model like it
+        of the songs in other folds, five in all, which keep groups together.
     """
     if model.multilabel_:
         raise ParameterError("early decisions are for songs with one label each")
@@ -98,7 +107,7 @@ def calibrate_early(model: Aggregator, songs: Songs, error_rate: float) -> Calib
     if not usable.any():
         raise ParameterError("no song has both a label and a frame: no rule can be chosen")
     songs, labels = songs[usable], labels[usable].astype(str)
-    beliefs, said = _beliefs(model, songs)
+    beliefs, said = _unseen_beliefs(model, songs) if fitted_to else _beliefs(model, songs)
     right = [mine == label for mine, label in zip(said, labels, strict=True)]
     rule = early_rule(beliefs, right, error_rate)
     decided = early_decisions(beliefs, rule)
@@ -106,6 +115,25 @@ def calibrate_early(model: Aggregator, songs: Songs, error_rate: float) -> Calib
     heard = [(t + 1) / len(beliefs[i]) for i, t in decided.items()]
     share = float(np.median(heard)) if heard else None
     return Calibrated(rule, len(songs), len(decided), n_wrong, share)
+
+
+def _unseen_beliefs(
+    model: Aggregator, songs: Songs
+) -> tuple[list[Floats], list[npt.NDArray[np.str_]]]:
+    """What models of other folds believe, as `_beliefs` gives it."""
+    from sklearn.base import clone
+
+    y = np.unique(np.asarray(songs.labels).astype(str), return_inverse=True)[1]
+    folds = grouped_folds(y, group_indices(songs.groups, len(songs)), _FOLDS, 0)
+    if not folds:
+        raise ParameterError("all songs are of one group: none can be held out")
+    beliefs: list[Any] = [None] * len(songs)
+    said = list(beliefs)
+    for learn, held in folds:
+        found = _beliefs(clone(model).fit(songs[learn]), songs[held])
+        for i, belief, names in zip(held.tolist(), *found, strict=True):
+            beliefs[i], said[i] = belief, names
+    return beliefs, said
 
 
 def _beliefs(model: Aggregator, songs: Songs) -> tuple[list[Floats], list[npt.NDArray[np.str_]]]:

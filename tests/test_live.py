@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import seqagg
-from seqagg import Songs, write_cache
+from seqagg import HMMAggregator, MeanLogOdds, Songs, write_cache
 from seqagg.aggregators.base import Aggregator
 from seqagg.cli import main
 from seqagg.decision import EarlyRule
@@ -288,6 +288,23 @@ class TestDeciding:
         assert (chosen.n_decided, chosen.n_wrong) == (decided, wrong)
         assert chosen.share_heard == np.median(heard)
         assert wrong / decided < 0.2
+
+    def test_songs_of_the_fit_are_listened_to_by_models_of_others(self) -> None:
+        """An HMM of noise knows the songs that it was fitted to, and none that it was not."""
+        rng = np.random.default_rng(0)
+        arrays = [rng.normal(size=(6, 4)) for _ in range(60)]
+        labels = np.array(["a", "b"])[rng.integers(0, 2, 60)]
+        songs = Songs.from_arrays(arrays, columns=list("abcd"), labels=labels)
+        rigid = {"n_states": 8, "min_frames": 1, "covariance_type": "full", "shrinkage": 1e-3}
+        model = HMMAggregator(decision="likelihood", n_folds=1, **rigid).fit(songs)
+        assert calibrate_early(model, songs, 0.2).n_decided > 50
+        assert calibrate_early(model, songs, 0.2, fitted_to=True).n_decided == 0
+        known = order_free_songs(150, seed=3)
+        chosen = calibrate_early(MeanLogOdds().fit(known), known, 0.2, fitted_to=True)
+        assert chosen.n_decided > 50
+        one = known.replace(groups=["a"] * 150)
+        with pytest.raises(ParameterError, match="all songs are of one group"):
+            calibrate_early(MeanLogOdds().fit(one), one, 0.2, fitted_to=True)
 
     def test_songs_that_say_nothing_are_left_out(self, model: Aggregator) -> None:
         songs = Songs.from_arrays(

@@ -56,7 +56,7 @@ Examples:
     "--calibrate",
     type=click.Path(path_type=Path),
     metavar="CACHE",
-    help="Labelled songs on which to choose when; not those of the fit.",
+    help="Labelled songs on which to choose when; those of the fit take five fits more.",
 )
 @click.option(
     "--split", help="Which of these songs.  [default: all but train, where there are splits]"
@@ -113,7 +113,7 @@ def stream(
     if threshold is not None:
         rule = EarlyRule(threshold, min_frames or 1)
     elif error_rate is not None and calibrate is not None:
-        rule = _chosen(fitted, _songs(fitted, calibrate, split), error_rate)
+        rule = _chosen(fitted, *_songs(fitted, calibrate, split), error_rate)
     listener = Listener(fitted, kind or _kind_of(fitted), rule=rule, every=every)
     try:
         for lines in read_lines(sys.stdin.buffer, form):
@@ -136,8 +136,8 @@ def _print(record: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _songs(fitted: Aggregator, calibrate: Path, split: str | None) -> Songs:
-    """Songs that were not fitted to, as far as cache and model say."""
+def _songs(fitted: Aggregator, calibrate: Path, split: str | None) -> tuple[Songs, bool]:
+    """Songs to choose a rule on, and whether the model was fitted to them."""
     from seqagg.cache import read_cache
     from seqagg.cache_pieces import checksum
     from seqagg.prediction import find_split
@@ -152,17 +152,17 @@ def _songs(fitted: Aggregator, calibrate: Path, split: str | None) -> Songs:
     else:
         chosen = songs
     learnt = len(chosen) == len(songs) or wanted == "train"
-    if learnt and fitted._trained_on == checksum(calibrate):
-        what = "the model was fitted to these songs, which promise nothing of others"
-        raise ParameterError(f"{what}; --split takes some that it has not seen", file=calibrate)
-    return chosen
+    return chosen, learnt and fitted._trained_on == checksum(calibrate)
 
 
-def _chosen(fitted: Aggregator, songs: Songs, error_rate: float) -> EarlyRule:
+def _chosen(fitted: Aggregator, songs: Songs, fitted_to: bool, error_rate: float) -> EarlyRule:
     """Choose when to decide, and say on standard error what to expect of it."""
     from seqagg.live import calibrate_early
 
-    found = calibrate_early(fitted, songs, error_rate)
+    if fitted_to:
+        note = "the model was fitted to these songs: each is listened to by one of other folds"
+        warn([note])
+    found = calibrate_early(fitted, songs, error_rate, fitted_to=fitted_to)
     if found.share_heard is None:
         why = f"{found.n_songs} songs are too few, or too often wrong, to promise so little error"
         warn([f"{why}: none will be decided while it plays"])
