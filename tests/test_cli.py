@@ -163,7 +163,7 @@ def test_inspecting_a_cache_needs_neither_torch_nor_scikit_learn(cache):
     code = f"""
 from click.testing import CliRunner
 from seqagg.cli import main
-assert CliRunner().invoke(cli.main, ["inspect", {str(cache)!r}]).exit_code == 0"""
+assert CliRunner().invoke(main, ["inspect", {str(cache)!r}]).exit_code == 0"""
     code += "\n" + SHOW_SLOW.lstrip("; ")
     assert not {"torch", "sklearn", "hmmlearn", "numba"} & set(in_subprocess(code))
 

@@ -39,7 +39,7 @@ from seqagg.aggregators.checks import (
     reorder_columns,
     unseen_label,
 )
-from seqagg.aggregators.parameters import check_choice
+from seqagg.aggregators.parameters import check_choice, plain_numbers
 from seqagg.aggregators.votes import Votes
 from seqagg.calibration import (
     fit_calibration,
@@ -180,7 +180,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             raise SongError("no training song has a label and a frame: nothing can be learnt")
         prior = smoothed_prior(known, len(self.classes_))
         self.class_prior_ = prior[self._rank_of_class()]
-        with one_thread_each(), stage_of(self, songs, known, group_of):
+        with one_thread_each(), plain_numbers(self), stage_of(self, songs, known, group_of):
             held_out = self._fit(songs, known, group_of)
         if targets.y is not None and held_out is None:
             held_out = self._log_scores(songs)
