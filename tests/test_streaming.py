@@ -247,6 +247,26 @@ class TestMany:
         assert_allclose(streams.predict_proba([1, -1]), [model.class_prior_] * 2)
         assert streams.n_frames.tolist() == [len(second), 0, len(first), 0]
 
+    @pytest.mark.parametrize("frames", [[], (), np.zeros((0, 3)), QUERIES[:0]])
+    @pytest.mark.parametrize("which", [[], (), np.zeros(0, np.int64), [False, False]])
+    def test_none_of_them(self, frames: Any, which: Any) -> None:
+        streams = fitted("hmm").stream(2)
+        streams.update(QUERIES[:2])
+        before = streams.state()
+        assert streams.update(frames, which).shape == (0, 3)
+        assert streams.predict_proba(which).shape == (0, 3)
+        streams.reset(which)
+        assert_same_state(streams.state(), before)
+
+    def test_no_frame_of_a_single_stream(self) -> None:
+        stream = fitted("hmm").stream()
+        heard = stream.update(QUERIES[0])
+        before = stream.state()
+        for nothing in ([], np.zeros((0, 3))):
+            assert_array_equal(stream.update(nothing), heard)
+        assert stream.update([], []).shape == stream.predict_proba([]).shape == (0, 3)
+        assert_same_state(stream.state(), before)
+
     def test_nan_is_for_a_stream_that_pauses(self) -> None:
         streams = fitted("hmm").stream(2)
         streams.update(np.eye(3)[:2])
@@ -318,6 +338,12 @@ class TestErrors:
             streams.update(frames, which)
         assert_same_state(streams.state(), before)
 
+    @pytest.mark.parametrize("name", ["mean", "hmm", "gru", "mil max"])
+    @pytest.mark.parametrize("n", [10**15, 2**62, 10**30])
+    def test_more_streams_than_memory_holds(self, name: str, n: int) -> None:
+        with pytest.raises(ParameterError, match=f"^n={n} streams need more memory than there is$"):
+            fitted(name).stream(n)
+
     def test_a_state_is_taken_back_only_where_it_belongs(self) -> None:
         streams = fitted("hmm").stream(2)
         streams.update(QUERIES[:2])
@@ -343,6 +369,10 @@ class TestErrors:
             with pytest.raises(ParameterError, match=message):
                 fresh.restore(state | change)
             assert_same_state(fresh.state(), untouched)
+        none: Any = None
+        for nothing in (none, 3, [], "model"):
+            with pytest.raises(ParameterError, match="has not the arrays"):
+                fresh.restore(nothing)
         with pytest.raises(ParameterError, match="has not the arrays"):
             fitted("mean").stream(2).restore(state)
         with pytest.raises(ParameterError, match="another fitted model"):

@@ -298,6 +298,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         ------
         ParameterError
             When the method, with the options it has, must know the end of a song; it says which.
+            When `n` is no whole number above 0, or more than memory has room for.
         """
         check_is_fitted(self)
         if n is not None and (not isinstance(n, int | np.integer) or n < 1):
