@@ -34,6 +34,7 @@ def licence_of(name: str) -> str:
     """What a library's metadata say: an expression, a short name, a classifier, or a text."""
     about = metadata.metadata(name)
     marks = [c.rpartition(" :: ")[2] for c in about.get_all("Classifier", []) if "License" in c]
+    marks = [mark for mark in marks if mark != "OSI Approved"]  # by itself it names no licence
     plain = (about["License"] or "").strip()
     said = about["License-Expression"] or (plain if 0 < len(plain) < 40 else "") or ", ".join(marks)
     return str(said or _title_of_text(name) or "not said in its metadata")

@@ -4,7 +4,8 @@ Conventions
 -----------
 The table has a row per song, in the order of the cache: ``song_id``, ``prediction`` and one
 probability column per class, named by the class. Several labels of a song are a list of text, in
-``.csv`` joined by a bar. A batch is read while the one before is labelled, and nothing is held for
+``.csv`` joined by a bar, and text that a spreadsheet would run begins with an apostrophe there. A
+batch is read while the one before is labelled, and nothing is held for
 longer than that, so that the memory does not grow with the cache.
 """
 
@@ -25,6 +26,8 @@ from pyarrow.csv import CSVWriter
 
 from seqagg.cache import CacheBatches
 from seqagg.errors import ParameterError, SongError, about
+from seqagg.formulas import are_formulas
+from seqagg.formulas import escape_formulas as escaped
 from seqagg.manifest import refuse_replacing
 from seqagg.places import Place, place_of, writing
 from seqagg.progress import counted
@@ -40,9 +43,6 @@ SUFFIXES = (".csv", ".parquet")
 
 _AHEAD = 6
 """Batches that may be read before they are labelled."""
-
-_FORMULA, _NUMBER = r"^[=+\-@\t\r]", r"^[+-]?[0-9.]+(e[+-]?[0-9]+)?$"
-"""How formulas of spreadsheets begin, and what begins so and is none."""
 
 _ROWS = 2**17
 """Songs that are written at a time."""
@@ -65,8 +65,7 @@ class PredictionReport:
         Whether songs have several labels each.
     n_formulas : int
         Cells of a ``.csv`` table that a spreadsheet would take for formulas: ids, labels and
-        names of columns that begin with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return,
-        and are no numbers.
+        names of columns, see `seqagg.formulas`.
     """
 
     n_songs: int = 0
@@ -97,7 +96,7 @@ def predict_cache(
     out: str | os.PathLike[str],
     *,
     split: str | None = None,
-    escape_formulas: bool = False,
+    escape_formulas: bool = True,
     on_empty: OnEmpty | None = None,
 ) -> PredictionReport:
     """Label the songs of a cache with a fitted model and write them to a table.
@@ -111,8 +110,8 @@ def predict_cache(
     split : str, optional
         Only the songs of this split; ``"all"`` is as if it were not given.
     escape_formulas : bool
-        Put an apostrophe before what a spreadsheet would take for a formula in a ``.csv`` table.
-        By default the table says what the cache says.
+        Put an apostrophe before what a spreadsheet would take for a formula in a ``.csv`` table,
+        ids, labels and names of columns; otherwise they stay as they are. Numbers always do.
     on_empty : {"error", "prior"}, optional
         What a song without a single frame gets; by default what the model was fitted with.
 
@@ -150,7 +149,7 @@ def write_labels(
     path: Path,
     report: PredictionReport,
     refuse: Callable[[str, str], object] | None = None,
-    escape_formulas: bool = False,
+    escape_formulas: bool = True,
 ) -> None:
     """Label songs with a fitted aggregator, and write the table.
 
@@ -379,11 +378,6 @@ class _Table:
 
     def _as_text(self, cells: pa.Array) -> pa.Array:
         """Count formulas, and see to it that a spreadsheet takes them for text, if asked to."""
-        formula = pc.and_not(
-            pc.match_substring_regex(cells, _FORMULA), pc.match_substring_regex(cells, _NUMBER)
-        )
-        n = pc.sum(formula, min_count=0).as_py()
+        n = pc.sum(are_formulas(cells), min_count=0).as_py()
         self.n_formulas += n
-        if n and self._escape:
-            return pc.if_else(formula, pc.binary_join_element_wise("'", cells, ""), cells)
-        return cells
+        return escaped(cells) if n and self._escape else cells

@@ -41,9 +41,12 @@ class Memory(ABC):
 
     def __init__(self, n: int, start: Mapping[str, npt.ArrayLike]) -> None:
         self._start = {"n_frames": np.array(0), **{k: np.asarray(v) for k, v in start.items()}}
-        self.arrays: dict[str, Array] = {
-            name: np.repeat(value[None], n, axis=0) for name, value in self._start.items()
-        }
+        try:
+            self.arrays: dict[str, Array] = {
+                name: np.repeat(value[None], n, axis=0) for name, value in self._start.items()
+            }
+        except (MemoryError, OverflowError, ValueError):  # by how much it is too many
+            raise ParameterError(f"n={n} streams need more memory than there is") from None
 
     def hear(self, songs: Songs, which: Ints) -> None:
         """Take in the next frames of some streams."""
@@ -124,8 +127,8 @@ class Stream:
         Returns
         -------
         ndarray of shape (n_classes,) or (n_streams, n_classes)
-            Calibrated, in the order of `classes_`; only of the streams that were asked for.
-            A stream that has heard nothing has the class prior.
+            Calibrated, in the order of `classes_`; only of the streams that were asked for,
+            which may be none. A stream that has heard nothing has the class prior.
 
         Raises
         ------
@@ -134,10 +137,12 @@ class Stream:
         ParameterError
             When there are not as many songs as streams, or a stream is not there.
         """
+        chosen = self._chosen(which)
+        if isinstance(frames, list | tuple) and not frames and (self._alone or not len(chosen)):
+            return self._believed(chosen)  # of no song, nor frame, the columns cannot be told
         if self._alone and not isinstance(frames, Songs):
             array = as_frames(frames)
             frames = [array[None] if array.ndim == 1 else array]
-        chosen = self._chosen(which)
         songs = self._prepare(frames)
         if len(songs) != len(chosen):
             raise ParameterError(f"frames of {len(songs)} songs for {len(chosen)} streams")
@@ -168,7 +173,7 @@ class Stream:
             When it is the state of another model, of another number of streams, or of none.
         """
         arrays = self._memory.arrays
-        if set(state) != {_MODEL, *arrays}:
+        if not isinstance(state, Mapping) or set(state) != {_MODEL, *arrays}:
             raise ParameterError("the state has not the arrays of this model's streams")
         if not np.array_equal(state[_MODEL], self._model):
             raise ParameterError("the state is that of another fitted model")
@@ -194,8 +199,11 @@ class Stream:
         everyone = np.arange(len(self))
         if which is None:
             return everyone
+        places = np.asarray(which)
+        if places.size == 0 and places.dtype.kind == "f":  # an empty list
+            places = places.astype(np.int64)
         try:
-            chosen: Ints = everyone[np.asarray(which)].reshape(-1)
+            chosen: Ints = everyone[places].reshape(-1)
         except IndexError as error:
             raise ParameterError(f"no such stream: {error}") from None
         if len(np.unique(chosen)) < len(chosen):
@@ -207,4 +215,4 @@ class Stream:
         heard = self._memory.arrays["n_frames"][which] > 0
         if heard.any():
             out[heard] = self._answer(self._memory.log_scores(which[heard]))
-        return out[0] if self._alone else out
+        return out[0] if self._alone and len(which) else out

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
 from functools import partial
+from numbers import Integral
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -32,7 +33,7 @@ _before: dict[str, Callable[[], object]] = {}
 
 def check_n_jobs(n_jobs: int | None) -> None:
     """Refuse what joblib would not count as a number of threads."""
-    if n_jobs is not None and (not isinstance(n_jobs, int) or n_jobs == 0):
+    if n_jobs is not None and (not isinstance(n_jobs, Integral) or n_jobs == 0):
         raise ParameterError(f"n_jobs={n_jobs!r} is neither None nor a number but 0")
 
 

@@ -704,7 +704,7 @@ def test_csv_comes_back_as_it_was(tmp_path):
     cache = nasty_cache(tmp_path / "songs.parquet")
     model = fit(cache)
     out = tmp_path / "labels.csv"
-    run("predict", model, cache, "--out", out)
+    run("predict", model, cache, "--out", out, "--keep-formulas")
     songs, aggregator = seqagg.read_cache(cache), seqagg.load(model)
     found = pd.read_csv(out, keep_default_na=False, dtype={"song_id": str})
     assert list(found.columns) == ["song_id", "prediction", *aggregator.classes_]
@@ -715,6 +715,26 @@ def test_csv_comes_back_as_it_was(tmp_path):
     numbers = np.array([row[2:] for row in rows[1:]], dtype=float)
     assert np.array_equal(numbers, aggregator.predict_proba(songs)), "to the bit"
     assert [row[0] for row in rows[1:]] == NASTY
+
+
+def test_formulas_in_csv_are_text_and_counted(tmp_path):
+    cache = nasty_cache(tmp_path / "songs.parquet")
+    model, out = fit(cache), tmp_path / "labels.csv"
+    arguments = ["predict", str(model), str(cache), "--out", str(out)]
+    said = CliRunner().invoke(cli.main, arguments)
+    assert said.exit_code == 0
+    assert (
+        "cells that a spreadsheet would run as formulas, now text with ' before it: 1"
+        in said.stderr
+    )
+    with out.open(newline="") as file:
+        assert [row[0] for row in csv.reader(file)][1:] == [i.replace("=", "'=") for i in NASTY]
+    assert json.loads(CliRunner().invoke(cli.main, [*arguments, "--json"]).stdout)["n_escaped"] == 1
+    kept = CliRunner().invoke(cli.main, [*arguments, "--json", "--keep-formulas"])
+    assert (json.loads(kept.stdout)["n_escaped"], kept.stderr) == (0, "")
+    for option in ("--keep-formulas", "--escape-formulas"):
+        words = CliRunner().invoke(cli.main, [*arguments[:-1], str(tmp_path / "l.parquet"), option])
+        assert (words.exit_code, f"{option} is for a .csv table" in words.stderr) == (2, True)
 
 
 def test_parquet_comes_back_as_it_was(tmp_path):

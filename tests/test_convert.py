@@ -24,7 +24,7 @@ from seqagg.cli import main
 from seqagg.commands.convert import _FORMATS
 from seqagg.manifest import read_manifest
 from seqagg.places import place_of
-from seqagg.prediction import predictions
+from seqagg.prediction import predict_cache, predictions
 from seqagg.sources import FORMATS, convert, read, to_arrow, to_pandas
 from seqagg.sources.base import File
 from seqagg.sources.detection import SUFFIXES
@@ -107,6 +107,71 @@ def test_a_cache_becomes_another(tmp_path: Path, suffix: str) -> None:
     assert_same_songs(read_cache(tmp_path / f"b.{suffix}"), songs)
     words = refuse(tmp_path / "a.parquet", "--kind", "logit", "--out", tmp_path / "c.parquet")
     assert "a.parquet: is of kind log_odds, not logit" in words
+
+
+@pytest.mark.parametrize("kind", ["probability", "logit", "log_odds"])
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_log_odds_of_whatever_scores(tmp_path: Path, suffix: str, kind: Any) -> None:
+    songs = mixed_songs(200)
+    values = songs.values.copy()
+    values[5, 1] = np.nan
+    if kind == "probability":
+        values = 1 / (1 + np.exp(-values))
+        values[7] = [0, 1, 0.5]
+    songs = songs.replace(values=values, kind=kind, start=np.arange(len(values)), note="a note")
+    model = MeanLogOdds().fit(mixed_songs(60, seed=1))
+    files = {name: tmp_path / f"{name}.{suffix}" for name in ("before", "after")}
+    write_cache(songs, files["before"])
+    said = json.loads(run(files["before"], "--log-odds", "--out", files["after"], "--json"))
+    assert said["kind"] == "log_odds"
+    found = read_cache(files["after"])
+    assert_same_songs(found, songs.log_odds())
+    assert found.kind == "log_odds"
+    model.save(tmp_path / "m.safetensors")
+    tables = []
+    for file in files.values():
+        predict_cache(tmp_path / "m.safetensors", file, tmp_path / "l.parquet")
+        tables.append(pq.read_table(tmp_path / "l.parquet").to_pandas())
+    pd.testing.assert_frame_equal(*tables, rtol=0, atol=1e-6)
+
+
+def test_log_odds_batch_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No piece that is converted is much larger than a batch."""
+    monkeypatch.setattr("seqagg.sources.base.BATCH_BYTES", 2000)
+    monkeypatch.setattr("seqagg.sources.metadata.BATCH_BYTES", 2000)
+    sizes: list[int] = []
+    convert_songs = Songs.log_odds
+
+    def counted(self: Songs) -> Songs:
+        sizes.append(self.values.nbytes)
+        return convert_songs(self)
+
+    monkeypatch.setattr(Songs, "log_odds", counted)
+    songs = mixed_songs(200)
+    songs = songs.replace(values=1 / (1 + np.exp(-songs.values)), kind="probability")
+    to_pandas(songs).to_csv(tmp_path / "a.csv", index=False)
+    options: dict[str, Any] = {"kind": "probability", "format": "table", "label": "label"}
+    monkeypatch.setattr("seqagg.sources.text._BLOCK", 2000)
+    convert(tmp_path / "a.csv", tmp_path / "o", songs_per_shard=60, log_odds=True, **options)
+    assert len(sizes) > 10
+    assert max(sizes) <= 4000
+    assert sum(sizes) == songs.values.nbytes
+    expected = convert_songs(read(tmp_path / "a.csv", **options))
+    assert_same_songs(read_cache(tmp_path / "o"), expected)
+
+
+def test_log_odds_that_cannot_be(tmp_path: Path) -> None:
+    cache = tmp_path / "a.parquet"
+    write_cache(Songs([[1.0]], [0, 1], columns=["a"], ids=["x"], kind="logit"), cache)
+    out = tmp_path / "o.parquet"
+    assert "a.parquet: a single column of softmax logits" in refuse(
+        cache, "--log-odds", "--out", out
+    )
+    said = refuse(cache, "--kind", "log_odds", "--out", out)
+    assert "a.parquet: is of kind logit, not log_odds; --log-odds writes them" in said
+    audacity = ("--to", "audacity", "--threshold", 0.5, "--window", 1)
+    assert "--log-odds is for a cache" in refuse(cache, "--log-odds", *audacity, "--out", out)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("where", ["folder", "bucket"])
@@ -465,7 +530,7 @@ def test_every_option_is_that_of_the_library() -> None:
     command = main.commands["convert"]
     names = {p.name for p in command.params if isinstance(p, click.Option)}
     others = {"out", "shards", "train", "test", "format_", "to", "threshold", "window"}
-    others |= {"as_json", "quiet"}
+    others |= {"log_odds", "as_json", "quiet"}
     assert names - others == {field.name for field in fields(Options)}
 
 

@@ -13,6 +13,7 @@ FLOW = [
     "errors",
     "parsing",
     "files",
+    "formulas",
     "fingerprints",
     "palette",
     "markup",

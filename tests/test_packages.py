@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -12,6 +13,8 @@ import sysconfig
 import tarfile
 import tomllib
 import zipfile
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -78,6 +81,58 @@ def test_installed_alone_it_does_its_main_job(packages: Path, tmp_path: Path, ki
     assert Path(told.stdout.strip()).is_relative_to(site)
 
 
+def imports(node: ast.AST, in_function: bool = False) -> Iterator[tuple[str, bool]]:
+    """Top-level packages of others that code imports, and whether only once a function is called.
+
+    What is imported for the sake of types alone counts as if in a function.
+    """
+    for child in ast.iter_child_nodes(node):
+        inside = in_function or isinstance(
+            child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+        )
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            inside = True
+        names: list[str] = []
+        if isinstance(child, ast.Import):
+            names = [alias.name for alias in child.names]
+        elif isinstance(child, ast.ImportFrom) and child.level == 0:
+            names = [child.module or ""]
+        elif isinstance(child, ast.Call) and ast.unparse(child.func).endswith("import_module"):
+            names = [a.value for a in child.args if isinstance(a, ast.Constant)]
+        for name in names:
+            if name.split(".")[0] not in {"seqagg", *sys.stdlib_module_names}:
+                yield name.split(".")[0], inside
+        yield from imports(child, inside)
+
+
+def names_of(requirements: list[str]) -> set[str]:
+    return {canonical(re.split(r"[\[>=<;! ]", line)[0]) for line in requirements}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    """Of seqagg itself, not of something that it happens to come with."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    core = names_of(project["dependencies"])
+    extras = {name: names_of(lines) for name, lines in project["optional-dependencies"].items()}
+    optional = core.union(*extras.values())
+    distributions = metadata.packages_distributions()
+    found: dict[bool, set[str]] = {False: set(), True: set()}
+    for path in (ROOT / "seqagg").rglob("*.py"):
+        for name, inside in imports(ast.parse(path.read_text())):
+            allowed = optional if inside else core
+            # What is not installed goes by its own name.
+            known = {canonical(d) for d in distributions.get(name, [name])}
+            assert known & allowed, f"{path.name} imports {name}"
+            found[inside] |= known & allowed
+    assert {"numpy", "scikit-learn", "torch", "markupsafe"} <= found[False]
+    assert {"h5py", "matplotlib", "onnx", "onnxruntime", "ray", "skops"} <= found[True] - core
+    assert core == (found[False] | found[True]) & core, "nothing is declared that is not imported"
+
+
 def test_every_library_stands_in_the_table_of_licences() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     rows = dict(re.findall(r"^\| (\S+) \| \S* ?\| (.+) \|$", text, flags=re.MULTILINE))
@@ -85,6 +140,23 @@ def test_every_library_stands_in_the_table_of_licences() -> None:
     assert rows.keys() == licences.dependencies().keys()
     for name in ("click", "numpy", "pytest"):
         assert rows[name] == licences.licence_of(name)
+
+
+def test_a_licence_is_what_metadata_name_or_the_title_of_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, said, expected in (
+        ("plain", "License-Expression: ISC\n", "ISC"),
+        ("marked", "Classifier: License :: OSI Approved :: MIT License\n", "MIT License"),
+        ("bare", "Classifier: License :: OSI Approved\n", "Some Licence 2.0"),
+    ):
+        folder = tmp_path / f"{name}-1.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {name}\nVersion: 1\n{said}")
+        (folder / "RECORD").write_text(f"{name}-1.dist-info/LICENSE,,\n")
+        (folder / "LICENSE").write_text("Some Licence\n 2.0\n\nPermission is granted.\n")
+        assert licences.licence_of(name) == expected
 
 
 class TestOldestVersions:

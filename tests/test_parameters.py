@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
+from sklearn.base import clone
 
+import seqagg
 from seqagg import ParameterError
 from seqagg.aggregators import AGGREGATORS, aggregator_class, make_aggregator
 from tests.conftest import mixed_songs
@@ -64,3 +68,83 @@ def test_seeds_that_can_be(seed: Any) -> None:
     for method in ("hmm", "stack"):
         made = make_aggregator(method, random_state=seed, n_folds=2).fit(SONGS)
         assert len(made.predict(SONGS)) == 12
+
+
+NUMBERS: dict[str, dict[str, float]] = {
+    "majority": {"n_jobs": 1},
+    "mean": {"n_jobs": 1},
+    "logodds": {"n_jobs": 1},
+    "hmm": {
+        "n_states": 2,
+        "shrinkage": 30.0,
+        "min_frames": 3,
+        "n_restarts": 1,
+        "n_iter": 3,
+        "tol": 0.25,
+        "n_folds": 2,
+        "n_jobs": 1,
+        "random_state": 5,
+    },
+    "gru": {
+        "hidden_size": 4,
+        "n_layers": 1,
+        "shift": 0.5,
+        "dropout": 0.25,
+        "epochs": 2,
+        "patience": 2,
+        "batch_size": 6,
+        "learning_rate": 0.125,
+        "weight_decay": 0.5,
+        "max_gradient": 2.0,
+        "min_crop": 0.5,
+        "n_folds": 2,
+        "n_repeats": 1,
+        "n_jobs": 1,
+        "random_state": 5,
+        "bidirectional": False,
+        "noise": 0.5,
+    },
+    "mil": {
+        "hidden_size": 4,
+        "dropout": 0.25,
+        "epochs": 2,
+        "patience": 2,
+        "batch_size": 6,
+        "learning_rate": 0.125,
+        "weight_decay": 0.5,
+        "max_gradient": 2.0,
+        "min_crop": 0.5,
+        "n_folds": 2,
+        "n_repeats": 1,
+        "n_jobs": 1,
+        "random_state": 5,
+    },
+    "stack": {"n_parts": 2, "n_folds": 2, "random_state": 5},
+    "auto": {"n_errors": 0.5, "random_state": 5},
+}
+"""Every parameter of a method that is a number."""
+
+
+@pytest.mark.parametrize("method", AGGREGATORS)
+def test_numbers_of_numpy_are_numbers(method: str, tmp_path: Path) -> None:
+    """As a grid gives them; halves and quarters are the same in float32."""
+    plain = NUMBERS[method]
+    made = {bool: np.bool_, int: np.int32, float: np.float32}
+    given = {name: made[type(value)](value) for name, value in plain.items()}
+    fixed = {"methods": ("mean", "stack")} if method == "auto" else {}
+    own = [n for n, v in vars(make_aggregator(method)).items() if isinstance(v, int | float)]
+    assert set(own) <= plain.keys()
+    model = make_aggregator(method, **given, **fixed)
+    expected = make_aggregator(method, **plain, **fixed).fit(SONGS)
+    for fitted in (model.fit(SONGS), clone(model).fit(SONGS)):
+        assert_array_equal(fitted.predict_proba(SONGS), expected.predict_proba(SONGS))
+    assert all(model.get_params()[name] is value for name, value in given.items())
+    model.save(tmp_path / "m.safetensors")
+    kept = seqagg.load(tmp_path / "m.safetensors").get_params()
+    assert {name: kept[name] for name in plain} == plain
+
+
+@pytest.mark.parametrize("n_jobs", [0, np.int64(0), 2.0, "2"])
+def test_jobs_that_cannot_be(n_jobs: Any) -> None:
+    with pytest.raises(ParameterError, match=r"n_jobs=.* is neither None nor a number but 0"):
+        make_aggregator("mean", n_jobs=n_jobs).fit(SONGS)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import seqagg
-from seqagg import Songs, cache, cache_pieces, prediction, write_cache
+from seqagg import Songs, cache, cache_pieces, prediction, sources, write_cache
 from seqagg.aggregators import make_aggregator
 from seqagg.cache import CacheBatches
 from seqagg.errors import CacheError, ParameterError, SongError
@@ -193,32 +193,47 @@ class TestTable:
         assert pq.read_table(tmp_path / "l.parquet")["prediction"].to_pylist() == sets
         assert [row[1] for row in read(tmp_path / "l.csv")[1:]] == ["|".join(s) for s in sets]
 
-    @pytest.mark.parametrize("escape", [False, True])
+    @pytest.mark.parametrize("keep", [False, True])
     @pytest.mark.parametrize("out", ["l.csv", "l.parquet"])
-    def test_formulas(self, tmp_path: Path, out: str, escape: bool) -> None:
-        """As it is, unless asked for; a negative number is no formula."""
+    def test_formulas(self, tmp_path: Path, out: str, keep: bool) -> None:
+        """Text in .csv, unless they are to be kept; a number with its sign is no formula."""
         columns = ["=cmd|' /C calc'!A0", "@SUM(1)", "-x"]
-        ids = ["+1+1", "-3.5e7", "-", "\t=1", "safe=1", "'=1", "\r@", "1-2", "+49"]
-        songs = order_free_songs(9, columns=columns).replace(ids=ids)
+        ids = ["+1+1", "-3.5e7", "-", "\t=1", "safe=1", "'=1", "\r@", "1-2", "+49", "-.5", "-12"]
+        ids += ["\n=1", " =1", "\u00a0-x", "\ufeff=1", "-1\n", "\ttab", "''", "'x", "|", ""]
+        ids += [sign + "1" for sign in "\uff1d\uff0b\uff0d\uff20"]
+        songs = order_free_songs(len(ids), columns=columns).replace(ids=ids)
         model = seqagg.MeanLogOdds().fit(songs)
         model.save(tmp_path / "m.safetensors")
         write_cache(songs, tmp_path / "songs.parquet")
-        report = predict_cache(
-            tmp_path / "m.safetensors",
-            tmp_path / "songs.parquet",
-            tmp_path / out,
-            escape_formulas=escape,
-        )
+        files = (tmp_path / "m.safetensors", tmp_path / "songs.parquet", tmp_path / out)
+        report = predict_cache(*files, **({"escape_formulas": False} if keep else {}))
         header, *rows = read(tmp_path / out)
-        formulas = ["+1+1", "-", "\t=1", "\r@"]
+        plain = {"-3.5e7", "safe=1", "1-2", "+49", "-.5", "-12", "''", "'x", "|", ""}
+        formulas = set(ids) - plain
         if out == "l.parquet":
             assert report.n_formulas == 0
         else:
             assert report.n_formulas == len(columns) + len(formulas) + len(songs)
-        mark = "'" if escape and out == "l.csv" else ""
+        mark = "" if keep or out == "l.parquet" else "'"
         assert header == ["song_id", "prediction", *(mark + c for c in sorted(columns))]
         assert [row[0] for row in rows] == [(mark if i in formulas else "") + i for i in ids]
         assert [row[1] for row in rows] == [mark + label for label in model.predict(songs)]
+
+    def test_labels_of_songs_come_back_from_a_table_of_predictions(self, tmp_path: Path) -> None:
+        columns = ["=a", "b", "'-c"]
+        ids = ["=1", "'=1", "''=1", "'1", "-5.2", *map(str, range(25))]
+        songs = order_free_songs(30, columns=columns).replace(ids=ids)
+        model = seqagg.MeanLogOdds().fit(songs)
+        model.save(tmp_path / "m.safetensors")
+        write_cache(songs.replace(labels=None), tmp_path / "songs.parquet")
+        predict_cache(tmp_path / "m.safetensors", tmp_path / "songs.parquet", tmp_path / "l.csv")
+        options = {"labels": tmp_path / "l.csv", "label": "prediction"}
+        found = sources.read(tmp_path / "songs.parquet", **options)
+        assert found.labels.tolist() == model.predict(songs).tolist()
+        # A table of somebody else means what it says.
+        (tmp_path / "own.csv").write_text("song_id,label\n'=1,b\n")
+        found = sources.read(tmp_path / "songs.parquet", labels=tmp_path / "own.csv")
+        assert [i for i, label in zip(ids, found.labels, strict=True) if label] == ["'=1"]
 
     def test_classes_of_any_name(self, tmp_path: Path) -> None:
         """Parquet's settings are by path, in which a dot stands between the parts."""

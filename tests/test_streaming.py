@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +53,24 @@ def fitted(name: str) -> Aggregator:
     method, parameters = OPTIONS[name]
     model = make_aggregator(method, **parameters).fit(TRAINING)
     return shake(model) if method in ("gru", "mil") else model
+
+
+MORE: dict[str, Callable[[], Aggregator]] = {
+    "stack": lambda: seqagg.StackingAggregator(n_parts=1, n_folds=2).fit(TRAINING),
+    "auto": lambda: seqagg.AutoAggregator(
+        methods=("mean", "stack"), parameters={"stack": {"n_parts": 1}}, n_errors=-100.0
+    ).fit(TRAINING),
+    "own network": lambda: seqagg.MILAggregator(
+        network=torch.nn.Linear(3, 3), pooling="average", epochs=1, n_folds=2
+    ).fit(TRAINING),
+}
+
+
+def nudged(arrays: dict[str, Any], name: str) -> dict[str, Any]:
+    """The arrays, a bit of the last byte of one of them changed."""
+    array = np.array(arrays[name])
+    array.reshape(-1).view(np.uint8)[-1] ^= 1
+    return arrays | {name: array}
 
 
 def prefixes(array: Any) -> list[Any]:
@@ -247,6 +268,26 @@ class TestMany:
         assert_allclose(streams.predict_proba([1, -1]), [model.class_prior_] * 2)
         assert streams.n_frames.tolist() == [len(second), 0, len(first), 0]
 
+    @pytest.mark.parametrize("frames", [[], (), np.zeros((0, 3)), QUERIES[:0]])
+    @pytest.mark.parametrize("which", [[], (), np.zeros(0, np.int64), [False, False]])
+    def test_none_of_them(self, frames: Any, which: Any) -> None:
+        streams = fitted("hmm").stream(2)
+        streams.update(QUERIES[:2])
+        before = streams.state()
+        assert streams.update(frames, which).shape == (0, 3)
+        assert streams.predict_proba(which).shape == (0, 3)
+        streams.reset(which)
+        assert_same_state(streams.state(), before)
+
+    def test_no_frame_of_a_single_stream(self) -> None:
+        stream = fitted("hmm").stream()
+        heard = stream.update(QUERIES[0])
+        before = stream.state()
+        for nothing in ([], np.zeros((0, 3))):
+            assert_array_equal(stream.update(nothing), heard)
+        assert stream.update([], []).shape == stream.predict_proba([]).shape == (0, 3)
+        assert_same_state(stream.state(), before)
+
     def test_nan_is_for_a_stream_that_pauses(self) -> None:
         streams = fitted("hmm").stream(2)
         streams.update(np.eye(3)[:2])
@@ -318,6 +359,42 @@ class TestErrors:
             streams.update(frames, which)
         assert_same_state(streams.state(), before)
 
+    @pytest.mark.parametrize("name", ["mean", "hmm", "gru", "mil max"])
+    @pytest.mark.parametrize("n", [10**15, 2**62, 10**30])
+    def test_more_streams_than_memory_holds(self, name: str, n: int) -> None:
+        with pytest.raises(ParameterError, match=f"^n={n} streams need more memory than there is$"):
+            fitted(name).stream(n)
+
+    def test_a_state_of_hmms_that_differ_by_their_seed_is_refused(self) -> None:
+        """With a single fold no song is held out that could tell them apart."""
+        parameters: dict[str, Any] = {"n_states": 3, "n_restarts": 1, "n_folds": 1, "tol": 1e-9}
+        parameters |= {"covariance_type": "diag", "topology": "ergodic"}
+        one, other, again = (
+            seqagg.HMMAggregator(**parameters, random_state=seed).fit(TRAINING)
+            for seed in (5, 6, 5)
+        )
+        assert_array_equal(one.doubts_, other.doubts_)
+        first = one.classes_[0]
+        assert not np.array_equal(one.hmms_[first].means_, other.hmms_[first].means_)
+        state = one.stream().state()
+        again.stream().restore(state)
+        with pytest.raises(ParameterError, match="that of another fitted model"):
+            other.stream().restore(state)
+
+    @pytest.mark.parametrize("name", [*OPTIONS, "stack", "auto", "own network"])
+    def test_every_array_of_a_model_tells_it_from_others(self, name: str, tmp_path: Path) -> None:
+        model = MORE[name]() if name in MORE else fitted(name)
+        state = model.stream().state()
+        learnt = model._learnt()
+        for part in learnt:
+            changed = copy.copy(model)
+            changed._learnt = lambda part=part: nudged(learnt, part)  # type: ignore[method-assign]
+            with pytest.raises(ParameterError, match="that of another fitted model"):
+                changed.stream().restore(state)
+        if name != "own network":
+            model.save(tmp_path / "m.safetensors")
+            seqagg.load(tmp_path / "m.safetensors").stream().restore(state)
+
     def test_a_state_is_taken_back_only_where_it_belongs(self) -> None:
         streams = fitted("hmm").stream(2)
         streams.update(QUERIES[:2])
@@ -343,6 +420,10 @@ class TestErrors:
             with pytest.raises(ParameterError, match=message):
                 fresh.restore(state | change)
             assert_same_state(fresh.state(), untouched)
+        none: Any = None
+        for nothing in (none, 3, [], "model"):
+            with pytest.raises(ParameterError, match="has not the arrays"):
+                fresh.restore(nothing)
         with pytest.raises(ParameterError, match="has not the arrays"):
             fitted("mean").stream(2).restore(state)
         with pytest.raises(ParameterError, match="another fitted model"):

@@ -257,6 +257,11 @@ class AutoAggregator(Aggregator):
     def _memory(self, n: int) -> Memory:
         return _Listening(self, n)
 
+    def _learnt(self) -> dict[str, Array]:
+        found = self.candidates_.items()
+        weights = {f"{name}/weight": np.array(self.weights_[name]) for name, _ in found}
+        return weights | {name: fitted._fingerprint() for name, fitted in found}
+
     def _state(self) -> dict[str, Array]:
         state: dict[str, Array] = {"report": text_array(self.fit_report_)}
         for name, fitted in self.candidates_.items():

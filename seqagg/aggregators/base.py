@@ -12,7 +12,6 @@ from every method, be it ever so random. Public methods speak in the user's orde
 
 from __future__ import annotations
 
-import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -39,7 +38,7 @@ from seqagg.aggregators.checks import (
     reorder_columns,
     unseen_label,
 )
-from seqagg.aggregators.parameters import check_choice
+from seqagg.aggregators.parameters import check_choice, plain_numbers
 from seqagg.aggregators.votes import Votes
 from seqagg.calibration import (
     fit_calibration,
@@ -51,6 +50,7 @@ from seqagg.calibration import (
 from seqagg.checkpoints import stage_of
 from seqagg.decision import abstain, best_thresholds, doubt_limit, doubts_of, label_sets
 from seqagg.errors import ParameterError, SongError
+from seqagg.fingerprints import fingerprint
 from seqagg.markup import card
 from seqagg.songs import Songs, all_finite, as_songs
 from seqagg.streaming import Memory, Stream
@@ -180,7 +180,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             raise SongError("no training song has a label and a frame: nothing can be learnt")
         prior = smoothed_prior(known, len(self.classes_))
         self.class_prior_ = prior[self._rank_of_class()]
-        with one_thread_each(), stage_of(self, songs, known, group_of):
+        with one_thread_each(), plain_numbers(self), stage_of(self, songs, known, group_of):
             held_out = self._fit(songs, known, group_of)
         if targets.y is not None and held_out is None:
             held_out = self._log_scores(songs)
@@ -298,6 +298,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         ------
         ParameterError
             When the method, with the options it has, must know the end of a song; it says which.
+            When `n` is no whole number above 0, or more than memory has room for.
         """
         check_is_fitted(self)
         if n is not None and (not isinstance(n, int | np.integer) or n < 1):
@@ -440,6 +441,10 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def _set_state(self, arrays: Mapping[str, Array]) -> None:
         """Take back what `_state` gave, raising `ModelFileError` where it does not fit."""
 
+    def _learnt(self) -> dict[str, Array]:
+        """Arrays that answers come from, of which there are some even where none can be saved."""
+        return self._state()
+
     def _takes_log_odds(self) -> bool:
         """Whether columns are log-odds; otherwise they are features whose order matters."""
         return True
@@ -475,11 +480,13 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         return np.asarray(calibrated + self.biases_[self._class_order])
 
     def _fingerprint(self) -> npt.NDArray[np.uint8]:
-        """Tell this fitted model from any other, by what was held out when it was fitted."""
-        parts = (self.class_prior_, self.doubts_, self._column_order, self._class_order)
-        content = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
-        temperature = np.float64(self.inverse_temperature_).tobytes()
-        return np.frombuffer(hashlib.sha256(content + temperature).digest(), dtype=np.uint8)
+        """Tell this fitted model from any other, by all that its answers come from."""
+        learnt = {name: np.asarray(array) for name, array in sorted(self._learnt().items())}
+        shared = (self.class_prior_, self.doubts_, self.biases_, float(self.inverse_temperature_))
+        orders = [part.tolist() for part in (self._column_order, self._class_order)]
+        names = (type(self).__name__, self.classes_.tolist(), self.columns_)
+        told = fingerprint(names, orders, shared, learnt)
+        return np.frombuffer(bytes.fromhex(told), dtype=np.uint8)
 
     def _chosen(self, scores: Floats) -> Ints:
         """What scores decide: a position in `classes_`, or an indicator of several labels."""

@@ -295,6 +295,9 @@ class MILAggregator(NetworkAggregator):
             frame = FrameNetwork(start, zeros, zeros, self.hidden_size, self.dropout)
             return self._pooled(frame, 1.0, (n_columns,))
 
+    def _learnt(self) -> dict[str, Array]:
+        return super()._state()
+
     def _state(self) -> dict[str, Array]:
         if self.network is not None:
             raise ModelFileError("a network of your own cannot be saved; save its state_dict")

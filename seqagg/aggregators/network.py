@@ -64,6 +64,9 @@ _FEWEST_STEPS = 600
 _MOST_EPOCHS = 120
 """Where `epochs` is "auto": passes, and more for songs too few to make as many steps."""
 
+_FARTHEST = 1e6
+"""Log-odds beyond this count as this in a fit, or what it learns would not fit into float32."""
+
 
 def mean_probability(frames: Tensor, inside: Tensor, count: Tensor) -> Tensor:
     """Each column's mean probability, shape (n_songs, n_columns).
@@ -170,6 +173,9 @@ class NetworkAggregator(Aggregator):
         if self.device.startswith("cuda") and _number_of(self.device) >= n_devices:
             there = f"cuda:0 to cuda:{n_devices - 1}" if n_devices else "no CUDA device"
             raise ParameterError(f"device={self.device!r}: this machine has {there}")
+        values = songs.values
+        if self._takes_log_odds() and not -_FARTHEST <= values.min() <= values.max() <= _FARTHEST:
+            songs = songs._with(values=values.clip(-_FARTHEST, _FARTHEST))
         batches, team = Batches(songs, self._device()), current_team()
         rounds = [self._folds(y, groups, number) for number in range(self.n_repeats)]
         folds = list(itertools.chain(*rounds))

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Real
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
 from seqagg.errors import ParameterError
 
 _MOST_SEED = 2**32 - 1
 """Of NumPy, scikit-learn and hmmlearn; PyTorch would take more."""
+
+
+@contextlib.contextmanager
+def plain_numbers(estimator: BaseEstimator) -> Iterator[None]:
+    """Make parameters that are numbers of NumPy Python's own within the block.
+
+    PyTorch does not take them everywhere. Afterwards they are the same objects as before, which
+    scikit-learn's `clone` counts on.
+    """
+    given = estimator.get_params(deep=False)
+    numbers = {name: value for name, value in given.items() if isinstance(value, np.generic)}
+    vars(estimator).update({name: value.item() for name, value in numbers.items()})
+    try:
+        yield
+    finally:
+        vars(estimator).update(numbers)
 
 
 def check_count(name: str, value: object) -> None:

@@ -321,15 +321,14 @@ class StackingAggregator(Aggregator):
     def _plain_parameters(self) -> dict[str, Any]:
         return super()._plain_parameters() | {"classifier": None}  # `_state` has it
 
+    def _learnt(self) -> dict[str, Array]:
+        arrays, _ = self._model.state()
+        return {"weights": self.weights_, **arrays, **self._start.state()}
+
     def _state(self) -> dict[str, Array]:
-        arrays, fitted = self._model.state()
-        state = {
-            "weights": self.weights_,
-            **arrays,
-            **self._start.state(),
-            "report": text_array(self.fit_report_),
-        }
+        state = self._learnt() | {"report": text_array(self.fit_report_)}
         if self.classifier is not None:
+            _, fitted = self._model.state()
             # Kept, so that what is loaded and saved again is the same bytes.
             if self._bytes is None:
                 self._bytes = dump_classifiers({PARAMETER: self.classifier, **fitted})

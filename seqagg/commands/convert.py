@@ -60,6 +60,7 @@ Examples:
   seqagg convert folder_of_npy --kind logit --folder-is label --out songs.parquet
   seqagg convert results --format birdnet --fill 0.01 --hop 3 --out songs.parquet
   seqagg convert songs.parquet --labels new.csv --out relabelled.arrow
+  seqagg convert songs.parquet --log-odds --out songs.arrow
   seqagg convert many/*.npz --kind logit --shards 50000 --out s3://bucket/songs
   seqagg convert songs.parquet --to audacity --threshold 0.5 --window 3 --out labels
 """
@@ -91,6 +92,11 @@ Examples:
     "--kind",
     type=click.Choice(["probability", "logit", "log_odds"]),
     help="What the scores are; logit is before softmax, or the logistic function if multilabel.",
+)
+@click.option(
+    "--log-odds",
+    is_flag=True,
+    help="Write log-odds, which methods take as they are, whatever the kind of the scores.",
 )
 @click.option(
     "--task",
@@ -169,6 +175,7 @@ def convert(
     to: str,
     threshold: float | None,
     window: float | None,
+    log_odds: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -194,6 +201,8 @@ def convert(
         if to == "audacity":
             if shards is not None:
                 raise ParameterError("--shards is for a cache, not for --to audacity")
+            if log_odds:
+                raise ParameterError("--log-odds is for a cache, not for --to audacity")
             if threshold is None or window is None:
                 raise ParameterError("--to audacity needs --threshold and --window")
             spans = {"threshold": threshold, "window": window}
@@ -201,7 +210,7 @@ def convert(
         elif threshold is not None or window is not None:
             raise ParameterError("--threshold and --window go with --to audacity")
         else:
-            found = run(src, out, format_, songs_per_shard=shards, **options)
+            found = run(src, out, format_, songs_per_shard=shards, log_odds=log_odds, **options)
     if as_json:
         print_json({"out": str(out)} | dataclasses.asdict(found))
     elif not is_quiet():

@@ -46,9 +46,10 @@ Examples:
 )
 @click.option("--split", help="Only the songs of this split.  [default: all songs]")
 @click.option(
-    "--escape-formulas",
-    is_flag=True,
-    help="In .csv, put ' before ids and labels that a spreadsheet would take for formulas.",
+    "--escape-formulas/--keep-formulas",
+    default=None,
+    help="In .csv, put ' before ids and labels that a spreadsheet would run as formulas, or leave "
+    "them as they are.  [default: escape]",
 )
 @click.option(
     "--on-empty",
@@ -64,7 +65,7 @@ def predict(
     cache: Place,
     out: Place,
     split: str | None,
-    escape_formulas: bool,
+    escape_formulas: bool | None,
     on_empty: OnEmpty | None,
     engine: Engine,
     as_json: bool,
@@ -82,8 +83,10 @@ def predict(
     from seqagg.prediction import predict_cache
     from seqagg.progress import is_quiet, shown
 
-    if escape_formulas and out.suffix != ".csv":
-        raise ParameterError("--escape-formulas is for a .csv table")
+    if escape_formulas is not None and out.suffix != ".csv":
+        given = "--escape-formulas" if escape_formulas else "--keep-formulas"
+        raise ParameterError(f"{given} is for a .csv table")
+    escape = escape_formulas is not False
     if not out.suffix:
         if on_empty is not None:
             raise ParameterError("--on-empty is for a table; for a folder, such songs are refused")
@@ -93,15 +96,16 @@ def predict(
         raise ParameterError(f"{out} is one table; with --jobs or --engine, --out is a folder")
     with shown():
         found = predict_cache(
-            model, cache, out, split=split, escape_formulas=escape_formulas, on_empty=on_empty
+            model, cache, out, split=split, escape_formulas=escape, on_empty=on_empty
         )
-    if found.n_formulas and not escape_formulas:
-        what = f"{found.n_formulas} cells begin as formulas do, and a spreadsheet would run them"
-        warn([f"{what}; --escape-formulas makes them text"])
+    n_escaped = found.n_formulas if escape else 0
+    if n_escaped:
+        what = "cells that a spreadsheet would run as formulas, now text with ' before it"
+        warn([f"{what}: {n_escaped}; --keep-formulas leaves them as they are"])
     if as_json:
         scores = {"n_labelled": found.n_labelled, "accuracy": found.accuracy}
-        unseen = {"unseen_labels": sorted(found.unseen_labels)}
-        print_json({"out": str(out), "n_songs": found.n_songs} | scores | unseen)
+        names = {"unseen_labels": sorted(found.unseen_labels), "n_escaped": n_escaped}
+        print_json({"out": str(out), "n_songs": found.n_songs} | scores | names)
         return
     if is_quiet():
         return

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from seqagg.cache import CacheWriter
 from seqagg.cache_table import HEADER_KEY
-from seqagg.errors import ParameterError, SongError, SourceError
+from seqagg.errors import ParameterError, SongError, SourceError, about
 from seqagg.logodds import Kind, Task
 from seqagg.progress import counted
 from seqagg.shards import write_shards
@@ -160,6 +160,7 @@ def convert(
     format: str | None = None,
     *,
     songs_per_shard: int | None = None,
+    log_odds: bool = False,
     **options: Any,
 ) -> Conversion:
     """Write a cache of the songs in files of others, whole or not at all.
@@ -176,6 +177,9 @@ def convert(
     songs_per_shard : int, optional
         Write a folder of files of so many songs each, with a manifest, see
         `seqagg.shards.write_shards`.
+    log_odds : bool
+        Write log-odds, which methods take as they are, whatever kind the scores are of; see
+        `Songs.log_odds`.
 
     Raises
     ------
@@ -191,7 +195,7 @@ def convert(
             for songs in batches:
                 cache.write(songs)
 
-    return _convert(paths, out, format, options, write)
+    return _convert(paths, out, format, options, write, log_odds=log_odds)
 
 
 def convert_to_audacity(
@@ -225,6 +229,7 @@ def _convert(
     format: str | None,
     options: dict[str, Any],
     write: Callable[[Iterator[Songs]], None],
+    log_odds: bool = False,
 ) -> Conversion:
     """Read in a thread of its own what is written here."""
     files, format, opened = _open(paths, format, options, [out])
@@ -233,8 +238,12 @@ def _convert(
 
     def reported(batches: Iterator[Batch], advance: Callable[[int, int], None]) -> Iterator[Songs]:
         for batch in batches:
-            report.add(batch.songs)
-            yield batch.songs
+            songs = batch.songs
+            if log_odds:
+                with about(batch.files[0].path):
+                    songs = songs.log_odds()
+            report.add(songs)
+            yield songs
             done = position[batch.files[-1].path] + batch.share if batch.files else 0
             advance(report.n_songs, round(report.n_songs * len(files) / max(done, 1e-3)))
         if report.n_songs == 0:

@@ -20,7 +20,10 @@ def read(files: Sequence[File], options: Options, notes: list[str]) -> Iterator[
                 for name in ("kind", "task"):
                     said, asked = getattr(songs, name), getattr(options, name)
                     if asked is not None and asked != said:
-                        raise SourceError(f"is of {name} {said}, not {asked}", file=file.path)
+                        what = f"is of {name} {said}, not {asked}"
+                        if asked == "log_odds":
+                            what += "; --log-odds writes them, whatever the kind"
+                        raise SourceError(what, file=file.path)
                 n_read += len(songs)
                 noted = songs.replace(note=options.note) if options.note else songs
                 yield Batch(noted, [file] * len(songs), n_read / max(cache.n_songs, 1))

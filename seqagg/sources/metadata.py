@@ -19,13 +19,18 @@ import pyarrow.compute as pc
 
 from seqagg.cache_table import Names, how_headers_differ
 from seqagg.errors import ParameterError, SeqaggError, SourceError
+from seqagg.formulas import unescape_formulas
 from seqagg.songs import Songs, labels_of
 from seqagg.sources.base import BATCH_BYTES, Batch, Options, numbered, unchanged
 from seqagg.sources.columnar import open_table
 from seqagg.sources.rows import AGAIN, PER_SONG, as_field
 from seqagg.sources.table import NAMES, find_roles, said_of_songs
+from seqagg.sources.text import TextTable
 
 _FIELDS = {"label": "labels", "group": "groups", "split": "split", "fold": "fold"}
+
+_PREDICTIONS = ["song_id", "prediction"]
+"""How the header of a table of `seqagg predict` begins, whose formulas have been made text."""
 
 
 def finished(batches: Iterable[Batch], options: Options, notes: list[str]) -> Iterator[Batch]:
@@ -273,7 +278,10 @@ class SongTable:
             if not batches
             else (pa.Table.from_batches(batches))
         )
-        self._read(rows.combine_chunks(), options, table.place)
+        rows = rows.combine_chunks()
+        if isinstance(table, TextTable) and table.names[:2] == _PREDICTIONS:
+            rows = pa.table([unescape_formulas(c) for c in rows.columns], names=rows.column_names)
+        self._read(rows, options, table.place)
 
     def _read(self, rows: pa.Table, options: Options, place: Callable[[int], int]) -> None:
         if not len(rows):
