@@ -12,7 +12,9 @@ import errno
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from seqagg.errors import CacheError
@@ -21,6 +23,9 @@ try:
     import fcntl
 except ImportError:  # Windows: no advisory locks, so nothing is swept there
     fcntl = None  # type: ignore[assignment]
+
+_FLUSHED_AT_ONCE = 16
+"""Files of a folder; many at once are written to a disk in one go."""
 
 _N_CHANCE = 12
 """Hexadecimal digits in the name of a temporary file."""
@@ -62,6 +67,54 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def growing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a folder to write files to; rename it to `path` when the block ends well.
+
+    What a killed writer of the same folder has left is removed first.
+
+    Parameters
+    ----------
+    path : path-like
+        The target: not there, or an empty folder. What it lies in is created.
+
+    Yields
+    ------
+    Path
+        A folder beside the target, empty but for a hidden file.
+
+    Raises
+    ------
+    CacheError
+        Another process writes this folder.
+    OSError
+        When it cannot be written. There is then nothing of it.
+    """
+    target = Path(os.path.abspath(path))
+    growing = target.with_name(f".{target.name}.growing")
+    with _named(path):
+        growing.mkdir(parents=True, exist_ok=True)
+    held = growing / ".lock"
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, only_one(held))
+        try:
+            for left in growing.iterdir():
+                if left != held:
+                    left.unlink()
+            yield growing
+            _flush_files(growing)
+            if fcntl is None:  # there, what is open can be neither removed nor moved
+                stack.close()
+            held.unlink()
+            flush_folder(growing)
+            with _named(path):
+                os.replace(growing, target)
+            flush_folder(target.parent)
+        except BaseException:
+            shutil.rmtree(growing, ignore_errors=True)
+            raise
 
 
 def try_to_write(path: str | os.PathLike[str]) -> None:
@@ -156,6 +209,21 @@ def flush_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _flush_files(folder: Path) -> None:
+    """Make durable what is in the files of a folder."""
+    with ThreadPoolExecutor(_FLUSHED_AT_ONCE) as threads:
+        for _ in threads.map(_flush_file, folder.iterdir()):
+            pass
+
+
+def _flush_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_still(path: str | os.PathLike[str], descriptor: int) -> bool:
