@@ -13,11 +13,12 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from seqagg.errors import CacheError
+from seqagg.errors import CacheError, SeqaggError
 
 try:
     import fcntl
@@ -26,6 +27,12 @@ except ImportError:  # Windows: no advisory locks, so nothing is swept there
 
 _FLUSHED_AT_ONCE = 16
 """Files of a folder; many at once are written to a disk in one go."""
+
+_SMALL = 2**30
+"""Bytes that anything may unpack to."""
+
+_MOST_UNPACKED = 200
+"""How many times its own size a larger file may unpack to; scores of a classifier reach three."""
 
 _N_CHANCE = 12
 """Hexadecimal digits in the name of a temporary file."""
@@ -142,6 +149,32 @@ def _named(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, os.strerror(error.errno or 0), os.fspath(path)) from None
+
+
+def check_regular(path: str | os.PathLike[str], error: type[SeqaggError]) -> None:
+    """Refuse what is not there, and what would never end, such as a pipe or a device.
+
+    Parameters
+    ----------
+    path : path-like
+    error : type
+        Of what is raised.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise error("no such file", file=path) from None
+    except (OSError, ValueError) as problem:
+        raise error(f"cannot be read: {problem}", file=path) from None
+    if not stat.S_ISREG(mode):
+        raise error("is no regular file", file=path)
+
+
+def check_unpacked(n_bytes: int, path: Path, error: type[SeqaggError]) -> None:
+    """Refuse a file that would unpack to very much more than it is."""
+    packed = path.stat().st_size
+    if n_bytes > max(_SMALL, _MOST_UNPACKED * packed):
+        raise error(f"would unpack from {packed:,} bytes to {n_bytes:,}", file=path)
 
 
 def same_file(one: object, other: object) -> bool:

@@ -29,6 +29,7 @@ from seqagg.errors import CacheError
 from seqagg.files import atomic_write, only_one
 from seqagg.frozen.named import Block, Ints
 from seqagg.parsing import parse_json
+from seqagg.places import read_bytes
 from seqagg.songs import Songs
 
 Floats = npt.NDArray[np.float32]
@@ -240,7 +241,7 @@ class Store:
                 temporary.write_text(json.dumps(self._header), encoding="utf-8")
             return
         try:
-            there = parse_json(path.read_text(encoding="utf-8"))
+            there = parse_json(read_bytes(path))
         except ValueError as error:
             raise CacheError(f"is damaged: {error}; remove its folder", file=path) from None
         if there != self._header:
