@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from seqagg.cache_table import COLUMNS, header_of
 from seqagg.errors import CacheError, SeqaggError
+from seqagg.files import check_regular
 from seqagg.manifest import NAME as MANIFEST
 from seqagg.manifest import read_manifest
 from seqagg.places import Place, Remote, place_of, size_of
@@ -208,7 +209,9 @@ def reading(path: Place) -> Iterator[None]:
     if path.suffix not in SUFFIXES:
         raise CacheError(f"not a cache: the name ends in none of {', '.join(SUFFIXES)}", file=path)
     try:
-        if not path.exists():
+        if isinstance(path, Path):
+            check_regular(path, CacheError)
+        elif not path.exists():
             raise CacheError("no such file", file=path)
         yield
     except SeqaggError:

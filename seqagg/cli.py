@@ -4,8 +4,8 @@ Conventions
 -----------
 Whatever is slow to import is imported inside the command that needs it. Results go to standard
 output, as tables for people or with ``--json`` as one JSON value; progress and warnings go to
-standard error. Exit status 0: done; 2: the input cannot be used, with one line on standard error
-that says why; 130: interrupted.
+standard error. Exit status 0: done; 2: the input cannot be used, or memory does not suffice for it,
+with one line on standard error that says why; 130: interrupted.
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ class _Commands(click.Group):
         except OSError as error:
             about = f"{error.filename}: " if error.filename else ""
             _fail(f"{about}{error.strerror or error}")
+        except MemoryError as error:  # NumPy's and Arrow's too, which say what they asked for
+            asked = str(error)
+            _fail("not enough memory" + (f": {asked}" if asked else ""))
         sys.exit(status if isinstance(status, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:

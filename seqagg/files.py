@@ -12,15 +12,27 @@ import errno
 import os
 import re
 import secrets
+import shutil
+import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from seqagg.errors import CacheError
+from seqagg.errors import CacheError, SeqaggError
 
 try:
     import fcntl
 except ImportError:  # Windows: no advisory locks, so nothing is swept there
     fcntl = None  # type: ignore[assignment]
+
+_FLUSHED_AT_ONCE = 16
+"""Files of a folder; many at once are written to a disk in one go."""
+
+_SMALL = 2**30
+"""Bytes that anything may unpack to."""
+
+_MOST_UNPACKED = 200
+"""How many times its own size a larger file may unpack to; scores of a classifier reach three."""
 
 _N_CHANCE = 12
 """Hexadecimal digits in the name of a temporary file."""
@@ -64,6 +76,54 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def growing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a folder to write files to; rename it to `path` when the block ends well.
+
+    What a killed writer of the same folder has left is removed first.
+
+    Parameters
+    ----------
+    path : path-like
+        The target: not there, or an empty folder. What it lies in is created.
+
+    Yields
+    ------
+    Path
+        A folder beside the target, empty but for a hidden file.
+
+    Raises
+    ------
+    CacheError
+        Another process writes this folder.
+    OSError
+        When it cannot be written. There is then nothing of it.
+    """
+    target = Path(os.path.abspath(path))
+    growing = target.with_name(f".{target.name}.growing")
+    with _named(path):
+        growing.mkdir(parents=True, exist_ok=True)
+    held = growing / ".lock"
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, only_one(held))
+        try:
+            for left in growing.iterdir():
+                if left != held:
+                    left.unlink()
+            yield growing
+            _flush_files(growing)
+            if fcntl is None:  # there, what is open can be neither removed nor moved
+                stack.close()
+            held.unlink()
+            flush_folder(growing)
+            with _named(path):
+                os.replace(growing, target)
+            flush_folder(target.parent)
+        except BaseException:
+            shutil.rmtree(growing, ignore_errors=True)
+            raise
+
+
 def try_to_write(path: str | os.PathLike[str]) -> None:
     """Find out before the work, and not after it, that its result cannot be written.
 
@@ -89,6 +149,32 @@ def _named(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, os.strerror(error.errno or 0), os.fspath(path)) from None
+
+
+def check_regular(path: str | os.PathLike[str], error: type[SeqaggError]) -> None:
+    """Refuse what is not there, and what would never end, such as a pipe or a device.
+
+    Parameters
+    ----------
+    path : path-like
+    error : type
+        Of what is raised.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise error("no such file", file=path) from None
+    except (OSError, ValueError) as problem:
+        raise error(f"cannot be read: {problem}", file=path) from None
+    if not stat.S_ISREG(mode):
+        raise error("is no regular file", file=path)
+
+
+def check_unpacked(n_bytes: int, path: Path, error: type[SeqaggError]) -> None:
+    """Refuse a file that would unpack to very much more than it is."""
+    packed = path.stat().st_size
+    if n_bytes > max(_SMALL, _MOST_UNPACKED * packed):
+        raise error(f"would unpack from {packed:,} bytes to {n_bytes:,}", file=path)
 
 
 def same_file(one: object, other: object) -> bool:
@@ -156,6 +242,21 @@ def flush_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _flush_files(folder: Path) -> None:
+    """Make durable what is in the files of a folder."""
+    with ThreadPoolExecutor(_FLUSHED_AT_ONCE) as threads:
+        for _ in threads.map(_flush_file, folder.iterdir()):
+            pass
+
+
+def _flush_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_still(path: str | os.PathLike[str], descriptor: int) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqagg.errors import CacheError, ParameterError
+from seqagg.errors import CacheError, ParameterError, SeqaggError
 from seqagg.files import same_file
 from seqagg.parsing import parse_json
 from seqagg.places import Place, read_bytes, writing
@@ -130,6 +130,8 @@ def read_manifest(folder: Place) -> Manifest | None:
         content = parse_json(read_bytes(folder / NAME))
     except FileNotFoundError:
         return None
+    except SeqaggError:
+        raise
     except (OSError, ValueError) as error:
         raise CacheError(f"cannot be read: {error}", file=folder / NAME) from None
     try:

@@ -29,13 +29,14 @@ from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
 
 from seqagg.errors import ModelFileError
-from seqagg.files import atomic_write
+from seqagg.files import atomic_write, check_regular
 from seqagg.parsing import parse_json
 
 VERSION = 1
 SUFFIX = ".safetensors"
 
 _KEY = "seqagg"
+_METADATA = "__metadata__"
 _NO_DIGEST = "0" * 64
 _LONGEST_HEADER = 64 * 2**20
 _DTYPES = {"bool", "float16", "float32", "float64"} | {
@@ -97,15 +98,14 @@ def read_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     """
     source = Path(path)
     check_suffix(source)
-    if source.exists() and not source.is_file():  # a pipe would be waited for
-        raise ModelFileError("is no regular file", file=path)
+    check_regular(source, ModelFileError)
     try:
         with source.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
             start = file.read(8)
-            _check_header_length(source, start, os.fstat(file.fileno()).st_size)
-            data = start + file.read()
-    except FileNotFoundError:
-        raise ModelFileError("no such file", file=path) from None
+            start += file.read(_check_header_length(source, start, size))
+            _check_size(source, start[8:], size - len(start))
+            data = start + file.read(size - len(start))
     except OSError as error:
         raise ModelFileError(f"cannot be read: {error.strerror or error}", file=path) from None
     return _decode(source, data)
@@ -190,11 +190,25 @@ def _check_header_length(source: Path, start: bytes, size: int) -> int:
     return length
 
 
+def _check_size(source: Path, header: bytes, n_bytes: int) -> None:
+    """Refuse a file that is longer or shorter than its arrays, before it is read."""
+    arrays = [entry for name, entry in _read_json(source, header).items() if name != _METADATA]
+    try:
+        end = max((int(entry["data_offsets"][1]) for entry in arrays), default=0)
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        what = f"is no safetensors file, or damaged: {type(error).__name__}: {error}"
+        raise ModelFileError(what, file=source) from None
+    if end != n_bytes:
+        raise ModelFileError(
+            f"is damaged: its arrays take {end:,} bytes, and there are {n_bytes:,}", file=source
+        )
+
+
 def _read_content(source: Path, data: bytes) -> dict[str, Any]:
     """Read digest, version and header out of the metadata, nothing of which is trusted yet."""
     length = _check_header_length(source, data[:8], len(data))
     outer = _read_json(source, data[8 : 8 + length])
-    metadata = outer.get("__metadata__")
+    metadata = outer.get(_METADATA)
     if not isinstance(metadata, dict) or not isinstance(metadata.get(_KEY), str):
         raise ModelFileError("is a safetensors file, but no seqagg model", file=source)
     return _read_json(source, metadata[_KEY])

@@ -20,11 +20,14 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from seqagg.errors import ParameterError
-from seqagg.files import atomic_write
+from seqagg.errors import CacheError, ParameterError
+from seqagg.files import atomic_write, check_regular
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+MOST_TEXT = 64 * 2**20
+"""Bytes of a file of JSON or names: a manifest of 10^10 songs takes 40 of these 64 MiB."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +156,21 @@ def writing(place: Place) -> Iterator[Path]:
 
 
 def read_bytes(place: Place) -> bytes:
-    """All bytes of a file; raises `FileNotFoundError` where there is none."""
-    if isinstance(place, Path):
-        return place.read_bytes()
-    with place.open() as file:
-        data: bytes = file.read()
+    """All bytes of a file of JSON or names, of which there are never very many.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is none.
+    CacheError
+        When it would not end soon.
+    """
+    if isinstance(place, Path) and place.exists():
+        check_regular(place, CacheError)
+    with place.open("rb") if isinstance(place, Path) else place.open() as file:
+        data: bytes = file.read(MOST_TEXT + 1)
+    if len(data) > MOST_TEXT:
+        raise CacheError(f"is longer than {MOST_TEXT >> 20} MiB", file=place)
     return data
 
 

@@ -142,13 +142,10 @@ def _settle(folder: Path) -> None:
 
 def _read_own(path: Path) -> Own:
     """What a table that leads says of its files; nothing, where it is none."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+    if not path.is_file():
         return {}
     try:
-        schema = pq.read_schema(pa.BufferReader(data))
-        return find_own(schema.empty_table())[1]
+        return find_own(pq.read_schema(path).empty_table())[1]
     except (pa.ArrowException, OSError, ValueError):
         return {}
 
@@ -156,6 +153,6 @@ def _read_own(path: Path) -> Own:
 def is_own(path: Path, sha256: str | None) -> bool:
     """Whether there is that file, with that content."""
     try:
-        return sha256 is not None and sha256_of(path) == sha256
+        return sha256 is not None and path.is_file() and sha256_of(path) == sha256
     except FileNotFoundError:
         return False

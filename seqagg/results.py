@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from seqagg.errors import ResultsError
 from seqagg.evaluation import Comparison
+from seqagg.files import check_regular
 from seqagg.markup import card, plain_table, table
 from seqagg.parsing import parse_json
 from seqagg.result_files import (
@@ -328,6 +329,8 @@ def _read_beside(
 
 def _read_table(path: Path, columns: Sequence[str] | pa.Schema) -> pa.Table:
     """Table of a benchmark with these columns and its provenance."""
+    if path.exists():
+        check_regular(path, ResultsError)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             found = file.read()

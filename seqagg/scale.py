@@ -30,7 +30,7 @@ from seqagg.cache import read_batches
 from seqagg.cache_pieces import cache_files, open_parquet
 from seqagg.engines import Engine
 from seqagg.errors import CacheError, ModelFileError, ParameterError
-from seqagg.files import taking_turns
+from seqagg.files import check_regular, taking_turns
 from seqagg.manifest import Manifest, Shard
 from seqagg.model_file import check_suffix
 from seqagg.parsing import parse_json
@@ -390,6 +390,7 @@ def _is_text(value: object) -> bool:
 
 
 def _model_bytes(model: Path) -> bytes:
+    check_regular(model, ModelFileError)
     try:
         return model.read_bytes()
     except OSError as error:

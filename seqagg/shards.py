@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from seqagg.cache import CacheWriter
 from seqagg.cache_pieces import cache_files, count_frames, read_columns
 from seqagg.cache_table import Names, how_headers_differ
 from seqagg.errors import CacheError, ParameterError
-from seqagg.files import only_one
+from seqagg.files import growing_folder
 from seqagg.manifest import Manifest, Shard, read_manifest
 from seqagg.places import Place, Remote, place_of, size_of
 from seqagg.songs import Songs
@@ -71,7 +69,7 @@ def write_shards(
             manifest = _write_files(songs, Path(scratch), songs_per_shard, suffix, target)
         manifest.write(target)
         return manifest
-    with _becoming(target) as folder_of_this:
+    with growing_folder(target) as folder_of_this:
         manifest = _write_files(songs, folder_of_this, songs_per_shard, suffix, None)
         manifest.write(folder_of_this)
     return manifest
@@ -176,24 +174,3 @@ def _dealt(songs: Iterable[Songs], n: int) -> Iterator[list[Songs]]:
                 waiting, missing = [], n
     if waiting:
         yield waiting
-
-
-@contextmanager
-def _becoming(target: Path) -> Iterator[Path]:
-    """A folder that gets its name when the block ends well; what a killed writer left is swept."""
-    growing = target.with_name(f".{target.name}.growing")
-    growing.mkdir(parents=True, exist_ok=True)
-    held = growing / ".lock"
-    descriptor = only_one(held)
-    try:
-        for left in growing.iterdir():
-            if left != held:
-                left.unlink()
-        yield growing
-        held.unlink()
-        os.replace(growing, target)
-    except BaseException:
-        shutil.rmtree(growing, ignore_errors=True)
-        raise
-    finally:
-        os.close(descriptor)

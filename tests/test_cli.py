@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 import click
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -1110,6 +1111,34 @@ def test_a_conversion_does_not_replace_what_it_reads(tmp_path):
     assert done.exit_code == 2
     assert f"seqagg: {table}: is what is read, or in it" in done.stderr
     assert table.read_bytes() == before
+
+
+def no_address_space(_):
+    np.ones(2**50)
+
+
+def no_memory(_):
+    raise pa.ArrowMemoryError("malloc of size 9 failed")
+
+
+def nothing_at_all(_):
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("fail", "why"),
+    [
+        (no_address_space, ": Unable to allocate 8.00 PiB for an array"),
+        (no_memory, ": malloc of size 9 failed\n"),
+        (nothing_at_all, "\n"),
+    ],
+)
+def test_too_little_memory_is_told_in_one_line(fail, why, cache, monkeypatch):
+    monkeypatch.setattr(cli.main.commands["inspect"], "callback", lambda **given: fail(given))
+    done = CliRunner().invoke(cli.main, ["inspect", str(cache)])
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"seqagg: not enough memory{why}")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")

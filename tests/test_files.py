@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from seqagg.files import atomic_write, same_file, taking_turns, try_to_write
+from seqagg import CacheError, files
+from seqagg.files import (
+    atomic_write,
+    growing_folder,
+    same_file,
+    taking_turns,
+    try_to_write,
+)
 
 needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="no advisory locks")
 
@@ -229,3 +236,93 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     with taking_turns(tmp_path / "lock"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+# Folders.
+
+
+KILLED_FOLDER = """
+import os, signal, sys
+from seqagg.files import growing_folder
+
+with growing_folder(sys.argv[1]) as growing:
+    (growing / "half").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_folder_is_there_when_all_its_files_are(
+    tmp_path: Path, locks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not locks:
+        monkeypatch.setattr(files, "fcntl", None)
+    target = tmp_path / "a" / "labels"
+    with growing_folder(target) as growing:
+        for number in range(40):
+            (growing / f"{number}.txt").write_text(str(number))
+        assert not target.exists()
+    assert {path.name: path.read_text() for path in target.iterdir()} == {
+        f"{number}.txt": str(number) for number in range(40)
+    }
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_all_files_of_a_folder_reach_the_disk_before_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    sync, replace = os.fsync, os.replace
+
+    def noted(descriptor: int) -> None:
+        sync(descriptor)
+        flushed.append(os.fstat(descriptor).st_ino)
+
+    def checked(source: Path, target: Path) -> None:
+        assert {os.stat(path).st_ino for path in (source, *source.iterdir())} <= set(flushed)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "replace", checked)
+    with growing_folder(tmp_path / "labels") as growing:
+        for number in range(3):
+            (growing / f"{number}.txt").touch()
+    assert os.stat(tmp_path).st_ino == flushed[-1]
+
+
+@needs_locks
+def test_what_a_killed_writer_left_of_a_folder_is_swept(tmp_path: Path) -> None:
+    target = tmp_path / "labels"
+    command = [sys.executable, "-c", KILLED_FOLDER, target]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not target.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    with growing_folder(target) as growing:
+        (growing / "whole").write_text("whole")
+    assert [path.name for path in target.iterdir()] == ["whole"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@needs_locks
+def test_a_folder_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "labels"
+    with growing_folder(target) as slow:
+        (slow / "a.txt").touch()
+        with pytest.raises(CacheError, match="another process"), growing_folder(target):
+            pass
+    assert [path.name for path in target.iterdir()] == ["a.txt"]
+
+
+def test_of_a_folder_that_fails_nothing_is_left(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="growing"), growing_folder(tmp_path / "labels") as growing:
+        (growing / "a.txt").mkdir()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file/labels"), growing_folder(tmp_path / "file" / "labels"):
+        pass
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.txt").touch()
+    with pytest.raises(OSError, match=r"there'$"), growing_folder(tmp_path / "there"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "there"]

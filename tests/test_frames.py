@@ -286,6 +286,17 @@ def test_bad_tables_are_refused_in_one_line(table: Path) -> None:
     assert "foreign.parquet: cannot be read" in refused(table.parent / "foreign.parquet")
 
 
+def test_what_unpacks_to_very_much_more_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = b"filename,label,a\n" + b"blues.0.0,blues,0\n" * 500_000
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(gzip.compress(rows))
+    monkeypatch.setattr("seqagg.files._SMALL", 2**20)
+    words = refused(path)
+    assert f"t.csv.gz: would unpack from {path.stat().st_size:,} bytes to 8,388,608" in words
+
+
 def test_songs_that_became_classes_are_noticed(tmp_path: Path) -> None:
     whole = TABLE.assign(filename=TABLE.filename.str.replace(r"\.\d+\.wav", ".wav", regex=True))
     path = write(whole.drop_duplicates("filename"), tmp_path / "features_30_sec.csv")

@@ -32,6 +32,7 @@ from sklearn.svm import SVC, LinearSVC
 
 import seqagg
 from seqagg import CacheError, ParameterError, SongError, Songs
+from seqagg.files import atomic_write
 from seqagg.frozen import score_songs, score_to_cache, scoring, store
 from seqagg.frozen.models import frame_model
 from seqagg.logodds import to_log_odds
@@ -764,6 +765,67 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert_allclose(seqagg.read_cache(path).values, expected.values, rtol=1e-6)
     assert seqagg.read_cache(path).ids.tolist() == list(frames)
     assert not folder.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+@pytest.mark.parametrize("half", [False, True])
+def test_a_run_killed_while_it_writes_a_shard_goes_on(
+    tmp_path: Path, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there of the shard is hidden beside the others, and is none of them."""
+    monkeypatch.setattr(store, "_SHARD_SECONDS", 0.0)
+    path = tmp_path / "songs.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        score_to_cache(Counting(8), FRAMES, path, batch_size=4, **OPTIONS)
+    folder = tmp_path / "songs.parquet.partial"
+    last = max(folder.glob("[!.]*.arrow"))
+    with atomic_write(last) as temporary:  # this is its name, and this what a kill does to it
+        stem, suffix = temporary.stem, temporary.suffix
+        temporary.write_bytes(last.read_bytes())
+    data = last.read_bytes()
+    last.rename(folder / f"{stem}{suffix}")
+    (folder / f"{stem}{suffix}").write_bytes(data[: len(data) // 2] if half else data)
+    score_to_cache(softmax, FRAMES, path, **OPTIONS)
+    assert_allclose(seqagg.read_cache(path).values, by_hand().values, rtol=1e-6)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_killed_while_it_tidies_up_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever shards are still there when the cache is, nothing is taken for something else."""
+    monkeypatch.setattr(store, "_SHARD_SECONDS", 0.0)
+    path, unlink, left = tmp_path / "songs.parquet", Path.unlink, [2]
+
+    def killed(self: Path, missing_ok: bool = False) -> None:
+        if self.suffix == ".arrow":
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+        unlink(self, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            score_to_cache(softmax, FRAMES, path, batch_size=4, **OPTIONS)
+    folder = tmp_path / "songs.parquet.partial"
+    assert path.exists()
+    assert [*folder.glob("*.arrow")]
+    rest = Counting()
+    score_to_cache(rest, FRAMES, path, batch_size=4, **OPTIONS)
+    assert 0 < rest.frames < len(flat(FRAMES)[0])
+    assert_allclose(seqagg.read_cache(path).values, by_hand().values, rtol=1e-6)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_shard_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_SHARD_SECONDS", 0.0)
+    path = tmp_path / "songs.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        score_to_cache(Counting(8), FRAMES, path, batch_size=4, **OPTIONS)
+    (tmp_path / "songs.parquet.partial" / "00000000.arrow").unlink()
+    with pytest.raises(CacheError, match=r"00000001\.arrow: the one before it is missing"):
+        score_to_cache(softmax, FRAMES, path, **OPTIONS)
 
 
 def test_importing_it_imports_no_framework() -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -21,7 +22,10 @@ import seqagg
 from experiments.reliability.targets import make_targets
 from seqagg import SeqaggError, Songs, sources, write_cache
 from seqagg.cli import main
+from seqagg.frozen.models import frame_model
+from seqagg.results import read_results
 from tests.conftest import order_free_songs
+from tests.made_results import made_result
 
 # Pickles in the clothes of other files.
 
@@ -220,7 +224,7 @@ def test_a_folder_is_what_lies_in_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/dev/zero", "/dev/null", "/proc/self/mem"])
-@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".safetensors", ".csv", ".npz"])
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".safetensors", ".csv", ".npz", ".onnx"])
 def test_what_never_ends_is_not_read(tmp_path: Path, name: str, suffix: str) -> None:
     path = tmp_path / f"x{suffix}"
     path.symlink_to(name)
@@ -228,9 +232,77 @@ def test_what_never_ends_is_not_read(tmp_path: Path, name: str, suffix: str) -> 
         ".safetensors": seqagg.load,
         ".csv": lambda p: sources.read(p, kind="probability"),
         ".npz": lambda p: sources.read(p, kind="probability"),
+        ".onnx": lambda p: frame_model(p, "logit"),
     }
     with pytest.raises(SeqaggError):
         reads.get(suffix, seqagg.read_cache)(path)
+
+
+PIPES = """
+import json, sys
+from seqagg.cli import main
+from seqagg.frozen.models import frame_model
+from seqagg.results import read_results
+for arguments in json.loads(sys.argv[1]):
+    try:
+        main(arguments)
+    except SystemExit as error:
+        print(error.code)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
+def test_pipes_in_the_place_of_files_are_not_waited_for(tmp_path: Path) -> None:
+    cache, out = tmp_path / "c.parquet", str(tmp_path / "o.parquet")
+    write_cache(order_free_songs(3), cache)
+    pipes = ["cache/_manifest.json", "parts/b.parquet", "results/results.parquet", "t.csv"]
+    pipes += ["beside/predictions.parquet", "names.txt"]
+    made_result(20).write(tmp_path / "beside")
+    (tmp_path / "beside" / "predictions.parquet").unlink()
+    for pipe in pipes:
+        (tmp_path / pipe).parent.mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / pipe)
+    for folder in ("cache", "parts"):
+        shutil.copy(cache, tmp_path / folder / "a.parquet")
+    commands = [
+        ["inspect", str(tmp_path / "cache")],
+        ["inspect", str(tmp_path / "parts")],
+        ["report", str(tmp_path / "results")],
+        ["frames", str(tmp_path / "t.csv"), "--song", "s", "--label", "l", "--out", out],
+        ["report", str(tmp_path / "beside")],
+        ["convert", str(cache), "--columns", f"@{tmp_path / 'names.txt'}", "--out", out],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", PIPES, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    assert done.stdout.split() == ["2"] * len(commands)
+    said = [f"seqagg: {tmp_path / pipe}: is no regular file" for pipe in pipes]
+    assert done.stderr.splitlines() == said
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
+def test_pipes_beside_files_are_passed_over(tmp_path: Path) -> None:
+    made = made_result(20)
+    made.write(tmp_path)
+    for name in ("predictions", "timelines"):
+        os.mkfifo(tmp_path / f".next.{name}.parquet")
+    assert read_results(tmp_path).results.equals(made.results)
+    os.unlink(tmp_path / "results.parquet")
+    os.mkfifo(tmp_path / "results.parquet")
+    made.write(tmp_path)
+    assert read_results(tmp_path).results.equals(made.results)
+
+
+def test_lists_that_are_too_long_are_not_read(tmp_path: Path) -> None:
+    write_cache(order_free_songs(3), tmp_path / "c.parquet")
+    (tmp_path / "_manifest.json").touch()
+    os.truncate(tmp_path / "_manifest.json", 2**34)
+    with pytest.raises(SeqaggError, match=r"_manifest\.json: is longer than 64 MiB"):
+        seqagg.read_cache(tmp_path)
 
 
 def test_an_error_is_one_line_of_some_length() -> None:

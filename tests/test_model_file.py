@@ -3,12 +3,14 @@
 import ast
 import hashlib
 import json
+import os
 import resource
 import signal
 import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +218,16 @@ def test_swapped_bytes_are_refused(small):
             assert_refused(small, bytes(swapped))
 
 
+def test_a_file_that_was_made_longer_is_not_read(small):
+    os.truncate(small, 2**30)
+    tracemalloc.start()
+    with pytest.raises(ModelFileError, match="take 9 bytes, and there are 1,073,741,"):
+        read_model(small)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**20
+
+
 # Files of others.
 
 
@@ -271,14 +283,20 @@ TENSOR = '"{}": {{"dtype": "{}", "shape": {}, "data_offsets": {}}}'
             "twice",
         ),
         (TENSOR.format("a", "F32", [3], [0, 8]), "cannot be read"),
-        (TENSOR.format("a", "F32", [2], [0, 80]), "cannot be read"),
-        (TENSOR.format("a", "F32", [1], [0, 4]), "cannot be read"),
+        (TENSOR.format("a", "F32", [2], [0, 80]), "arrays take 80 bytes, and there are 8"),
+        (TENSOR.format("a", "F32", [1], [0, 4]), "arrays take 4 bytes, and there are 8"),
         (TENSOR.format("a", "F32", [-2], [0, 8]), "cannot be read"),
+        (TENSOR.format("a", "F32", [2], '"8"'), "no safetensors file, or damaged"),
+        (TENSOR.format("a", "F32", [2], "[0, Infinity]"), "Infinity is no JSON"),
+        ('"a": [0, 8]', "no safetensors file, or damaged"),
         (TENSOR.format("a", "F33", [2], [0, 8]), "cannot be read"),
         (TENSOR.format("a", "BF16", [4], [0, 8]), "cannot be read"),
         (TENSOR.format("a", "F32", [2**62, 2**62], [0, 8]), "cannot be read"),
     ],
-    ids=["duplicate", "shape", "offsets", "hole", "negative", "dtype", "bfloat", "overflow"],
+    ids=[
+        *("duplicate", "shape", "offsets", "hole", "negative", "text", "infinity", "list"),
+        *("dtype", "bfloat", "overflow"),
+    ],
 )
 def test_lying_tables_of_arrays_are_refused_under_the_right_checksum(path, tensors, match):
     path.write_bytes(hand_made(tensors, bytes(8)))

@@ -358,7 +358,7 @@ def test_foreign_and_encrypted_members(tmp_path: Path) -> None:
 def test_a_file_that_would_unpack_to_very_much_is_refused_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("seqagg.sources.base._SMALL", 2**16)
+    monkeypatch.setattr("seqagg.files._SMALL", 2**16)
     zeros = np.zeros((2**16, 8), np.float32)
     bomb = save("npz packed", tmp_path / "x", zeros=zeros)
     with pytest.raises(SourceError, match=r"would unpack from [\d,]+ bytes to 2,097,\d+"):

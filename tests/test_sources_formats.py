@@ -7,6 +7,9 @@ line the tables of the others.
 from __future__ import annotations
 
 import io
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +290,30 @@ def test_labels_for_audacity(tmp_path: Path, window: float) -> None:
     with pytest.raises(ParameterError, match="window=0"):
         to_audacity(long, tmp_path / "new", threshold=0.7, window=0)
     assert [path.name for path in tmp_path.iterdir()] == ["labels"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_labels_that_a_killed_writer_left_are_swept(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+import numpy as np
+from seqagg import Songs
+from seqagg.sources.audacity import write_labels
+
+def songs():
+    yield Songs(np.ones((3, 1)), [0, 3], columns=["a"], ids=["half"])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+write_labels(songs(), sys.argv[1], threshold=0.0, window=1)
+"""
+    command = [sys.executable, "-c", code, tmp_path / "labels"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len([*tmp_path.rglob("half.txt")]) == 1
+    songs = Songs(np.ones((3, 1)), [0, 3], columns=["a"], ids=["whole"])
+    to_audacity(songs, tmp_path / "labels", threshold=0.0, window=1)
+    found = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
+    assert sorted(found) == ["labels", "labels/whole.txt"]
 
 
 def test_labels_of_frames_without_times_follow_one_another(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 import tempfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -541,6 +542,28 @@ def test_bytes_that_are_no_text_are_found_far_below(tmp_path: Path) -> None:
     content = b"song_id,b\n" + b"x,1.0\n" * 50_000 + b"x,\xe9\n"
     with pytest.raises(SourceError, match="column 'b': row 50002: byte 0xe9 is no UTF-8"):
         read(written(content, tmp_path / "t.csv"), kind="logit")
+
+
+TOO_LONG = {
+    "a cell": b"x," + b"0" * (12 * 2**20) + b"\n",
+    "many cells of two lines": b"x" + b',"\n"' * (3 * 2**20) + b"\n",
+    "a cell with a byte that is no text": b"x,\xe9" + b"0" * (12 * 2**20) + b"\n",
+}
+
+
+@pytest.mark.parametrize("row", TOO_LONG)
+def test_of_a_row_that_is_too_long_a_part_is_read(
+    tmp_path: Path, row: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seqagg.sources.text._LONGEST_LINE", 2**20)
+    content = gzip.compress(b"song_id,b\nx,1.0\n" + TOO_LONG[row], compresslevel=1)
+    path = written(content, tmp_path / "t.csv.gz")
+    tracemalloc.start()
+    with pytest.raises(SourceError, match="row 3: is longer than 1 MiB"):
+        read(path, kind="logit")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**26
 
 
 def test_a_truncated_archive(tmp_path: Path) -> None:

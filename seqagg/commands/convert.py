@@ -13,7 +13,7 @@ import click
 from seqagg.commands.options import PlaceType, json_option, quiet_option
 from seqagg.errors import ParameterError
 from seqagg.manifest import refuse_replacing
-from seqagg.places import Place
+from seqagg.places import Place, read_bytes
 from seqagg.terminal import NAMED, make_console, print_json, say, shorten, warn
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ def _names(_: click.Context, parameter: click.Parameter, value: str | None) -> l
     if not value.startswith("@"):
         return [name.strip() for name in next(csv.reader([value]), [])]
     try:
-        return Path(value[1:]).read_text(encoding="utf-8-sig").splitlines()
+        return read_bytes(Path(value[1:])).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise ParameterError(f"{value[1:]}: is no UTF-8") from None
+        raise ParameterError("is no UTF-8", file=value[1:]) from None
 
 
 def _named(*options: tuple[str, str]) -> Callable[[Any], Any]:

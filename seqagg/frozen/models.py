@@ -22,6 +22,7 @@ import numpy.typing as npt
 from scipy.special import logsumexp
 
 from seqagg.errors import ParameterError
+from seqagg.files import check_regular
 from seqagg.logodds import LIMIT, Kind
 
 Array = npt.NDArray[Any]
@@ -179,8 +180,7 @@ def _session(path: str | os.PathLike[str]) -> Any:
     name = os.fspath(path)
     if not name.lower().endswith(".onnx"):
         raise ParameterError(f"not an .onnx file; load it, and give {_ACCEPTED}", file=name)
-    if not os.path.exists(name):
-        raise ParameterError("no such file", file=name)
+    check_regular(name, ParameterError)
     try:
         import onnxruntime
     except ImportError:

@@ -29,6 +29,7 @@ from seqagg.errors import CacheError
 from seqagg.files import atomic_write, only_one
 from seqagg.frozen.named import Block, Ints
 from seqagg.parsing import parse_json
+from seqagg.places import read_bytes
 from seqagg.songs import Songs
 
 Floats = npt.NDArray[np.float32]
@@ -127,7 +128,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
             stack.callback(os.close, only_one(self.folder / "lock"))
             self._check_header()
-            for path in sorted(self.folder.glob("*.arrow")):
+            for path in sorted(self.folder.glob("[!.]*.arrow")):  # a kill leaves hidden halves
                 self._include(path)
             self._found = Counter(self._stored)
             self.trusted = not self._found
@@ -171,7 +172,7 @@ class Store:
     def flush(self) -> None:
         """Write what has come."""
         if self._new.n_bytes:
-            path = self.folder / f"{len(self._shards):08d}.arrow"
+            path = self._path(len(self._shards))
             write_cache(self._new.songs(whole=False, **self._header), path)
             self._include(path)
         self._new = Memory(self._names)
@@ -198,7 +199,13 @@ class Store:
         with CacheWriter(self._target) as cache:
             for songs in self._chunks(fields, note):
                 cache.write(songs)
+        # The last first: what a kill leaves of them is then what a shorter run would have left.
+        for number in reversed(range(len(self._shards))):
+            self._path(number).unlink()
         shutil.rmtree(self.folder)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:08d}.arrow"
 
     def _chunks(self, fields: Mapping[str, Sequence[Any] | None], note: str) -> Iterator[Songs]:
         """All songs, in the order of the names, as many at a time as may be in memory."""
@@ -218,6 +225,9 @@ class Store:
             )
 
     def _include(self, path: Path) -> None:
+        if path != self._path(len(self._shards)):
+            what = "the one before it is missing; remove the folder to start anew"
+            raise CacheError(what, file=path)
         shard = read_cache(path)
         for row, (name, n) in enumerate(zip(shard.ids, shard.lengths.tolist(), strict=True)):
             self._places[name].append((len(self._shards), row))
@@ -231,7 +241,7 @@ class Store:
                 temporary.write_text(json.dumps(self._header), encoding="utf-8")
             return
         try:
-            there = parse_json(path.read_text(encoding="utf-8"))
+            there = parse_json(read_bytes(path))
         except ValueError as error:
             raise CacheError(f"is damaged: {error}; remove its folder", file=path) from None
         if there != self._header:

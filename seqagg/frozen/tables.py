@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from seqagg.errors import CacheError, ParameterError
+from seqagg.files import check_regular, check_unpacked
 from seqagg.folds import group_indices, grouped_folds
 
 Array = npt.NDArray[Any]
@@ -33,6 +34,7 @@ FILE_NAME = r"(?P<song>.+)[._-](?P<frame>\d+)(\.[A-Za-z][A-Za-z0-9]*)?"
 
 _MOST_COLUMNS = 100_000
 _LISTED = 20
+_PIECE = 2**22
 _FINEST = 20
 """Parts into which songs are divided at most, some of which become the test."""
 
@@ -150,6 +152,7 @@ def with_test_songs(table: FeatureTable, size: float, seed: int) -> FeatureTable
 def _read(path: Path, as_text: Sequence[str]) -> pa.Table:
     if not path.name.lower().endswith(SUFFIXES):
         raise CacheError(f"a table of features ends in {', '.join(SUFFIXES)}")
+    check_regular(path, CacheError)
     try:
         if path.suffix.lower() == ".parquet":
             import pyarrow.parquet as pq
@@ -159,8 +162,6 @@ def _read(path: Path, as_text: Sequence[str]) -> pa.Table:
             table = _read_csv(path, as_text)
         table.validate(full=True)
         names = table.column_names
-    except FileNotFoundError:
-        raise CacheError("no such file") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CacheError(f"cannot be read: {error}") from None
     if len(set(names)) < len(names):
@@ -181,15 +182,24 @@ def _read_csv(path: Path, as_text: Sequence[str]) -> pa.Table:
     if n_columns > _MOST_COLUMNS:
         raise CacheError(f"{n_columns} columns, of which {_MOST_COLUMNS} are the most")
     # Types are guessed from the first block alone: let it be the whole table, where it may be.
-    packed = 20 if path.suffix.lower() == ".gz" else 1
     return csv.read_csv(
         path,
-        read_options=csv.ReadOptions(
-            block_size=min(max(packed * path.stat().st_size, 2**20), 2**30)
-        ),
+        read_options=csv.ReadOptions(block_size=min(max(_size(path), 2**20), 2**30)),
         parse_options=csv.ParseOptions(delimiter=delimiter),
         convert_options=csv.ConvertOptions(column_types=dict.fromkeys(as_text, pa.string())),
     )
+
+
+def _size(path: Path) -> int:
+    """Bytes of a table, unpacked, of which there must not be very many: all will be in memory."""
+    if path.suffix.lower() != ".gz":
+        return path.stat().st_size
+    n_bytes = 0
+    with pa.input_stream(path) as file:
+        while (piece := file.read_buffer(_PIECE)).size:
+            n_bytes += piece.size
+            check_unpacked(n_bytes, path, CacheError)
+    return n_bytes
 
 
 def _read_features(table: pa.Table, roles: Roles) -> FeatureTable:

@@ -9,8 +9,6 @@ between them. Windows of a class that touch or overlap are one label.
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
@@ -19,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqagg.errors import ParameterError, SourceError
+from seqagg.files import growing_folder
 from seqagg.songs import Songs
 
 _SAFE = " !#$&'()+,;=@[]{}~"
@@ -58,19 +57,11 @@ def write_labels(
     """Write the label files of songs that come in batches; see `to_audacity`."""
     if not window > 0:
         raise ParameterError(f"window={window} is no number of seconds")
-    target = Path(os.path.abspath(folder))
-    if target.exists():
+    if os.path.lexists(folder):
         raise SourceError("is there already", file=folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    temporary.mkdir()
-    try:
+    with growing_folder(folder) as growing:
         for songs in batches:
-            _write(songs, temporary, threshold, window)
-        os.rename(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            _write(songs, growing, threshold, window)
 
 
 def _write(songs: Songs, folder: Path, threshold: float, window: float) -> None:

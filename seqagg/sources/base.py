@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqagg.errors import ParameterError, SourceError
+from seqagg.files import check_regular
 from seqagg.logodds import Kind, Task
 from seqagg.songs import Songs
 
@@ -35,12 +35,6 @@ BATCH_BYTES = 16 * 2**20
 
 MOST_COLUMNS = 100_000
 """Columns above which a table is more likely turned than wide."""
-
-_SMALL = 2**30
-"""Bytes that anything may unpack to."""
-
-_MOST_UNPACKED = 200
-"""How many times its own size a larger file may unpack to; scores of a classifier reach three."""
 
 IDS = ("path", "name", "stem")
 """What of a path may be a song's id."""
@@ -199,29 +193,10 @@ class Batch(NamedTuple):
     row: Callable[[int], int] | None = None
 
 
-def check_regular(path: Path) -> None:
-    """Refuse what is not there, and what would never end, such as a pipe or a device."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise SourceError("no such file", file=path) from None
-    except (OSError, ValueError) as error:
-        raise SourceError(f"cannot be read: {error}", file=path) from None
-    if not stat.S_ISREG(mode):
-        raise SourceError("is no regular file", file=path)
-
-
-def check_unpacked(n_bytes: int, path: Path) -> None:
-    """Refuse a file that would unpack to very much more than it is."""
-    packed = path.stat().st_size
-    if n_bytes > max(_SMALL, _MOST_UNPACKED * packed):
-        raise SourceError(f"would unpack from {packed:,} bytes to {n_bytes:,}", file=path)
-
-
 @contextmanager
 def unchanged(path: Path) -> Iterator[None]:
     """Refuse a file that is no longer at the end of the block what it was at its start."""
-    check_regular(path)
+    check_regular(path, SourceError)
     before = _identity(path)
     yield
     if _identity(path) != before:

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from seqagg.cache_pieces import buffer_size
 from seqagg.errors import SourceError
-from seqagg.sources.base import BATCH_BYTES, MOST_COLUMNS, Options, check_regular, n_at_a_time
+from seqagg.files import check_regular
+from seqagg.sources.base import BATCH_BYTES, MOST_COLUMNS, Options, n_at_a_time
 from seqagg.sources.lines import CheckedLines
 from seqagg.sources.text import PACKED, Cell, TextTable, unpacked
 
@@ -161,7 +162,7 @@ class ParquetTable(ColumnTable):
     """A Parquet file, whose page checksums are verified if it has some."""
 
     def __init__(self, path: Path) -> None:
-        check_regular(path)
+        check_regular(path, SourceError)
         try:
             with pq.ParquetFile(path) as file:
                 metadata, schema = file.metadata, file.schema_arrow
@@ -192,7 +193,7 @@ class ArrowTable(ColumnTable):
     """Arrow IPC, memory-mapped: a file (Feather version 2), or a stream that was kept as one."""
 
     def __init__(self, path: Path) -> None:
-        check_regular(path)
+        check_regular(path, SourceError)
         try:
             with pa.memory_map(str(path)) as source:
                 schema = _open_ipc(source).schema
@@ -258,7 +259,7 @@ class JSONTable(ColumnTable):
     """JSON Lines: an object per row. The first block says which columns there are."""
 
     def __init__(self, path: Path) -> None:
-        check_regular(path)
+        check_regular(path, SourceError)
         try:
             with self._open(path) as (_, reader):
                 schema = reader.schema

@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from seqagg.errors import ParameterError, SourceError
-from seqagg.sources.base import File, Options, check_regular
+from seqagg.files import check_regular
+from seqagg.sources.base import File, Options
 from seqagg.sources.columnar import (
     ARROW_MARK,
     ARROW_SUFFIXES,
@@ -86,7 +87,7 @@ def find_files(
                 raise SourceError(f"the folder holds no {kinds}", file=path)
             files += found
         else:
-            check_regular(path)
+            check_regular(path, SourceError)
             files.append(File(path, _unicode(path.name, path), split))
     for path_given, n in Counter(os.path.abspath(file.path) for file in files).items():
         if n > 1:
@@ -101,7 +102,7 @@ def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[tuple[Path, str]]:
         for name in sorted(names):
             path = Path(root, name)
             if not name.startswith(".") and name.lower().endswith(suffixes):
-                check_regular(path)
+                check_regular(path, SourceError)
                 found.append((path, _unicode(path.relative_to(folder).as_posix(), path)))
     return found
 

@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from seqagg.errors import ParameterError, SourceError
+from seqagg.files import check_unpacked
 from seqagg.sources import arrays
-from seqagg.sources.base import Batch, File, Options, check_unpacked, unchanged
+from seqagg.sources.base import Batch, File, Options, unchanged
 
 TAKES = arrays.TAKES
 
@@ -57,7 +58,7 @@ def _members(h5py: Any, store: Any, file: File) -> dict[str, arrays.Member]:
             n_bytes += item.nbytes
 
     store.visititems(add)
-    check_unpacked(n_bytes, file.path)
+    check_unpacked(n_bytes, file.path, SourceError)
     return found
 
 
@@ -155,7 +156,7 @@ def _pieces(dataset: Any, data: mmap.mmap, name: str, file: File) -> Iterator[by
     properties = stored.get_create_plist()
     filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
     size = _REFERENCE.itemsize * int(np.prod(dataset.chunks))
-    check_unpacked(size * stored.get_num_chunks(), file.path)
+    check_unpacked(size * stored.get_num_chunks(), file.path, SourceError)
     for i in range(stored.get_num_chunks()):
         chunk = stored.get_chunk_info(i)
         piece = data[chunk.byte_offset : chunk.byte_offset + chunk.size]

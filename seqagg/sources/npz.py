@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from seqagg.errors import SourceError
+from seqagg.files import check_unpacked
 from seqagg.sources import arrays
-from seqagg.sources.base import Batch, File, Options, check_unpacked, unchanged
+from seqagg.sources.base import Batch, File, Options, unchanged
 from seqagg.sources.npy import NpyMember
 
 TAKES = arrays.TAKES
@@ -35,7 +36,7 @@ def read(files: Sequence[File], options: Options, notes: list[str]) -> Iterator[
 
 def _members(archive: zipfile.ZipFile, file: File) -> dict[str, arrays.Member]:
     entries = [entry for entry in archive.infolist() if not entry.filename.endswith("/")]
-    check_unpacked(sum(entry.file_size for entry in entries), file.path)
+    check_unpacked(sum(entry.file_size for entry in entries), file.path, SourceError)
     members: dict[str, arrays.Member] = {}
     for entry in entries:
         name = entry.filename.removesuffix(".npy")

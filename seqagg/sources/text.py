@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from seqagg.errors import SourceError
-from seqagg.sources.base import MOST_COLUMNS, check_regular
+from seqagg.files import check_regular
+from seqagg.sources.base import MOST_COLUMNS
 
 PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 """End of a file's name -> what it is packed with."""
@@ -67,7 +68,7 @@ class TextTable:
     def __init__(
         self, path: Path, delimiter: str | None = None, decimal: Literal[".", ","] = "."
     ) -> None:
-        check_regular(path)
+        check_regular(path, SourceError)
         self.path = path
         self._decimal = decimal
         given = "\t" if delimiter in ("\\t", "tab") else delimiter
@@ -197,15 +198,26 @@ class TextTable:
     def _slowly(self) -> Iterator[tuple[int, list[str]]]:
         """Rows of data and the lines on which they begin."""
         with self._open() as stream:
-            lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-            reader = csv.reader(lines, delimiter=self.delimiter)
-            rows = self._rows(reader)
-            next(rows, None)
-            line = reader.line_num + 1
-            for row in rows:
-                if row:
-                    yield line, row
-                line = reader.line_num + 1
+            line = length = 0
+
+            def lines() -> Iterator[str]:
+                nonlocal length
+                text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+                while part := text.readline(_LONGEST_LINE):
+                    length += len(part)
+                    if length >= _LONGEST_LINE:
+                        raise self._too_long(line + 1)
+                    yield part
+
+            reader = csv.reader(lines(), delimiter=self.delimiter)
+            for row in self._rows(reader):
+                if row and line:
+                    yield line + 1, row
+                line, length = reader.line_num, 0
+
+    def _too_long(self, line: int) -> SourceError:
+        what = f"row {line}: is longer than {_LONGEST_LINE >> 20} MiB"
+        return SourceError(what, file=self.path)
 
     def _find_fault(self, types: dict[str, pa.DataType]) -> None:
         """Raise an error that names the first row and column that cannot be read."""
@@ -233,7 +245,10 @@ class TextTable:
         number = 0
         try:
             with self._open() as stream:
-                for number, line in enumerate(io.BufferedReader(stream), start=1):
+                lines = io.BufferedReader(stream)
+                for number, line in enumerate(iter(lambda: lines.readline(_LONGEST_LINE), b""), 1):
+                    if len(line) == _LONGEST_LINE:
+                        return self._too_long(number)
                     try:
                         line.decode("utf-8")
                     except UnicodeDecodeError as error:
