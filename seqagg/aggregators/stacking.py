@@ -170,7 +170,9 @@ class StackingAggregator(Aggregator):
     ----------
     classifier : scikit-learn classifier with `predict_proba`, optional
         Cloned and fitted on the summaries. By default a logistic regression, multinomial or one
-        per class, whose ridge is chosen on held-out songs, and how far out a feature may be.
+        per class, whose ridge is chosen on held-out songs, and how far out a feature may be. Model
+        files keep logistic regressions, discriminants, `GaussianNB`, `MLPClassifier`, trees,
+        forests, `HistGradientBoostingClassifier`, and pipelines of them; `save` refuses others.
     n_parts : int
         Equal parts that each song is cut into.
     n_folds : int
