@@ -389,7 +389,7 @@ class _Arrays:
 
     def _of_indicator(self, array: Array) -> pa.Array:
         """Numbers of the classes that are 1 in each row."""
-        if not ((array == 0) | (array == 1)).all():
+        if array.dtype.kind in "US" or not ((array == 0) | (array == 1)).all():
             raise self.wrong("label", f"has shape {array.shape}, but is no matrix of 0 and 1")
         if self.options.task == "multilabel":
             return pa.array([list(map(str, np.flatnonzero(row))) for row in array])
