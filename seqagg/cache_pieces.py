@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from seqagg.cache_table import COLUMNS, header_of
+from seqagg.cache_table import COLUMNS, check_widths, header_of
 from seqagg.errors import CacheError, SeqaggError
 from seqagg.files import check_regular
 from seqagg.manifest import NAME as MANIFEST
@@ -134,7 +134,9 @@ def count_frames(file: Place) -> int:
 def open_parquet(path: Place, **settings: Any) -> Any:
     """A `pyarrow.parquet.ParquetFile` whose pages are checked while they are read."""
     source = path if isinstance(path, Path) else path.open()
-    return pq.ParquetFile(source, page_checksum_verification=True, **settings)
+    file = pq.ParquetFile(source, page_checksum_verification=True, **settings)
+    check_widths(file.schema_arrow, path, CacheError)
+    return file
 
 
 def buffer_size(path: Place, size: int) -> int:

@@ -31,6 +31,9 @@ HEADER_KEY = b"seqagg"
 
 _KNOWN_KEYS = {"version", "columns", "kind", "task", "note"}
 
+MOST_CLAIMED = 1_000_000
+"""A header can claim any number of them, where there are no frames."""
+
 COLUMNS = ["song_id", "label", "group", "split", "fold", "start", "scores"]
 
 
@@ -303,6 +306,26 @@ def _read_labels(path: Place, table: pa.Table, task: Task) -> pa.Array | None:
         song = read_ids(path, table)[row].as_py()
         raise CacheError("one of its labels is null", file=path, song=song, column="label")
     return labels
+
+
+def check_widths(schema: pa.Schema, file: Any, error: type[SeqaggError]) -> None:
+    """Refuse a column of endless frames before it is read: Arrow fills up those that are null.
+
+    Parameters
+    ----------
+    schema : pyarrow.Schema
+    file : Place, path-like or None
+        Named in the error.
+    error : type
+        Of what is raised.
+    """
+    for field in schema:
+        kind = field.type
+        while _is_list(kind) or pa.types.is_fixed_size_list(kind):
+            if pa.types.is_fixed_size_list(kind) and kind.list_size > MOST_CLAIMED:
+                what = f"has {kind.list_size:,} columns, more than {MOST_CLAIMED:,}"
+                raise error(what, file=file, column=field.name)
+            kind = kind.value_type
 
 
 def flattened(lists: pa.Array) -> pa.Array:

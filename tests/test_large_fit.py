@@ -100,6 +100,21 @@ def test_em_over_files_is_em_over_all_songs(
     assert fitted.predict_proba(usable).shape == (len(usable), 3)
 
 
+@pytest.mark.parametrize(("shrinkage", "falls"), [(1.0, False), (1000.0, True)])
+def test_where_the_likelihood_falls_the_report_says_so(
+    tmp_path: Path, shrinkage: float, falls: bool
+) -> None:
+    """The prior on covariances may win over it."""
+    songs = make_songs("multiclass")
+    folder, manifest = in_shards(songs, tmp_path / "songs")
+    fitted = HMMAggregator(**QUICK).fit(learnable(songs))
+    fitted.set_params(shrinkage=shrinkage, tol=-1.0, n_iter=4)
+    fit_hmm_to_all(fitted, folder, manifest)
+    said = fitted.fit_report_.splitlines()[-1]
+    assert said.startswith("4 iterations of EM over all")
+    assert said.endswith("likelihood fell at some iteration") == falls
+
+
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
 @pytest.mark.parametrize("method", ["majority", "mean", "logodds", "stack"])
 def test_methods_fitted_to_files_are_fitted_to_all_songs(

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from seqagg.cache_table import MOST_CLAIMED
 from seqagg.errors import ParameterError, SourceError
 from seqagg.files import check_regular
 from seqagg.logodds import Kind, Task
@@ -216,10 +217,6 @@ def n_at_a_time(n_columns: int) -> int:
     return max(1, BATCH_BYTES // (4 * max(n_columns, 1)))
 
 
-_MOST_COLUMNS = 1_000_000
-"""A header can claim any number of them, where there are no frames."""
-
-
 def numbered(n_columns: int) -> list[str]:
     """Names for columns that have none; no label is called so by chance."""
     return [f"column_{i}" for i in range(n_columns)]
@@ -227,8 +224,8 @@ def numbered(n_columns: int) -> list[str]:
 
 def named_columns(options: Options, n_columns: int, file: Path | None) -> tuple[str, ...]:
     """Names of the columns of an array."""
-    if n_columns > _MOST_COLUMNS:
-        raise SourceError(f"has {n_columns:,} columns, more than {_MOST_COLUMNS:,}", file=file)
+    if n_columns > MOST_CLAIMED:
+        raise SourceError(f"has {n_columns:,} columns, more than {MOST_CLAIMED:,}", file=file)
     if options.columns is None:
         return tuple(numbered(n_columns))
     if len(options.columns) != n_columns:

@@ -20,6 +20,7 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from seqagg.cache_pieces import buffer_size
+from seqagg.cache_table import check_widths
 from seqagg.errors import SourceError
 from seqagg.files import check_regular
 from seqagg.sources.base import BATCH_BYTES, MOST_COLUMNS, Options, n_at_a_time
@@ -73,6 +74,7 @@ class ColumnTable:
             self.names = list(schema.names)
         except UnicodeDecodeError as error:
             raise SourceError(f"a name of a column is no UTF-8: {error}", file=path) from None
+        check_widths(schema, path, SourceError)
         if len(self.names) > MOST_COLUMNS:
             raise SourceError(f"has {len(self.names):,} columns", file=path)
         twice = [name for name, n in Counter(self.names).items() if n > 1]

@@ -120,7 +120,7 @@ class NpyMember:
                 self._begin = stream.tell()
         except KeyError:
             raise self._wrong("is of a version of the format that is not known") from None
-        except (ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError) as error:
+        except (*_NO_HEADER, OSError) as error:
             raise self._wrong(f"is no NumPy array: {error}") from None
         if bool in map(type, self.shape):  # which to Python are whole numbers, but not to NumPy
             raise self._wrong(f"is no NumPy array: of shape {self.shape}")
@@ -167,6 +167,9 @@ class NpyMember:
         column = None if self._name == self._file.name else self._name
         return SourceError(what, file=self._file.path, column=column)
 
+
+_NO_HEADER = (ValueError, TypeError, EOFError, SyntaxError, tokenize.TokenError)
+"""What NumPy raises where a header is none."""
 
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
