@@ -792,7 +792,15 @@ def test_features_that_are_not_scaled_are_refused(path, fitted, name):
     fitted["stack"].save(path)
     header, arrays = read_model(path)
     write_model(path, header, arrays | {f"state.{name}": np.zeros_like(arrays[f"state.{name}"])})
-    with pytest.raises(ModelFileError, match="spread and bound are not positive"):
+    with pytest.raises(ModelFileError, match="spread or the bound is not positive"):
+        load(path)
+
+
+def test_features_about_a_point_beyond_all_scores_are_refused(path, fitted):
+    fitted["stack"].save(path)
+    header, arrays = read_model(path)
+    write_model(path, header, arrays | {"state.center": arrays["state.center"] + 1e300})
+    with pytest.raises(ModelFileError, match="array center holds a number beyond 1e"):
         load(path)
 
 

@@ -48,6 +48,9 @@ from seqagg.progress import steps
 from seqagg.songs import Songs
 from seqagg.streaming import Memory
 
+_LEAST_SPREAD = 1e-6
+"""Of a feature that is the same in all songs, and what a bound may be at least too."""
+
 
 @dataclass(frozen=True)
 class _Scale:
@@ -63,7 +66,7 @@ class _Scale:
 
     @classmethod
     def of(cls, features: Floats, bound: float) -> _Scale:
-        spread = np.maximum(features.std(axis=0), 1e-6)
+        spread = np.maximum(features.std(axis=0), _LEAST_SPREAD)
         return cls(features.mean(axis=0), spread, np.array(bound))
 
     def __call__(self, features: Floats) -> Floats:
@@ -379,8 +382,8 @@ def _read_scale(arrays: Mapping[str, Array]) -> _Scale | None:
     if "bound" not in arrays:
         return None
     scale = _Scale(arrays["center"], arrays["spread"], arrays["bound"])
-    if not (scale.spread > 0).all() or not scale.bound > 0:
-        raise ModelFileError("spread and bound are not positive")
+    if min(scale.spread.min(), scale.bound) < _LEAST_SPREAD:
+        raise ModelFileError("a spread or the bound is not positive, or next to nothing")
     return scale
 
 

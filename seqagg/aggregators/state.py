@@ -15,10 +15,14 @@ from seqagg.parsing import parse_json
 Array = npt.NDArray[Any]
 
 
+_LARGEST = np.float64(1e100)
+"""Farther than any score goes, and its square is a double still."""
+
+
 def check_floats(
     arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], about: str = ""
 ) -> None:
-    """Refuse arrays of a model file that are not float64 of the shapes they must have.
+    """Refuse arrays of a model file that are not float64 of the shapes they must have, or huge.
 
     Raises
     ------
@@ -31,10 +35,8 @@ def check_floats(
                 f"array {name}{about} is {array.dtype} of shape {array.shape}, "
                 f"not float64 of shape {shapes.get(name)}"
             )
-
-
-_LARGEST = np.float64(1e100)
-"""Farther than any score goes, and its square is a double still."""
+        if not (np.abs(array) <= _LARGEST).all():
+            raise ModelFileError(f"array {name}{about} holds a number beyond {_LARGEST:g}")
 
 
 def are_floats(arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> bool:
