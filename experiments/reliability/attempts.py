@@ -133,12 +133,12 @@ def attempt(
     data: bytes,
     folder: Path,
     counts: Counts,
-    memory: int,
-) -> int:
-    """Read and count an input; give the most memory that was held so far, `memory` until now."""
+) -> None:
+    """Read and count an input."""
     path = folder / f"x{target.suffix}"
     path.write_bytes(data)
     what, outcome = None, counts.n_read
+    most = _most_memory()  # whoever made the input may have needed more
     try:
         target.read(path)
     except SeqaggError as error:
@@ -147,19 +147,18 @@ def attempt(
             what = f"is refused in no single line: {error!r}"
     except (Exception, _Forbidden) as error:
         what = f"{type(error).__name__}: {str(error)[:150]} ({_where(error)})"
-    most = most_memory()
-    if most - memory > MOST_MEMORY:
-        what = f"takes {(most - memory) / 2**20:.0f} MiB"
+    grown = _most_memory() - most
+    if grown > MOST_MEMORY:
+        what = f"takes {grown / 2**20:.0f} MiB"
     if what is None:
         outcome[name] += 1
     else:
         counts.findings.append({"target": name, "input": number, "what": what})
         keep(path, name, number, folder.parent)
     path.unlink()
-    return most
 
 
-def most_memory() -> int:
+def _most_memory() -> int:
     """Bytes that this process has held at most, so far."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

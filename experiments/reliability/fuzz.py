@@ -41,7 +41,6 @@ from experiments.reliability.attempts import (
     guard,
     in_memory,
     keep,
-    most_memory,
     seeds_of,
 )
 from experiments.reliability.counts import Counts, left
@@ -207,14 +206,14 @@ def work(options: argparse.Namespace, folder: Path) -> None:
     with (folder / "state").open("r+b") as file, (folder / "counts").open("a") as lines:
         state = mmap.mmap(file.fileno(), 0)
         for piece in pieces:
-            counts, memory = Counts(), most_memory()
+            counts = Counts()
             for number in piece:
                 name, data = again.get(number, (names[turns[number % len(turns)]], None))
                 turn = names.index(name)
                 state[:] = _STATE.pack(piece.start, piece.stop, number, turn, time.process_time())
                 if data is None:
                     data = changed(targets[name], seeds[name], Random(options.seed << 48 | number))
-                memory = attempt(targets[name], name, number, data, inside, counts, memory)
+                attempt(targets[name], name, number, data, inside, counts)
             lines.write(json.dumps(counts.piece(piece.start, piece.stop)) + "\n")
             lines.flush()
 

@@ -40,7 +40,6 @@ from experiments.reliability.attempts import (
     guard,
     in_memory,
     keep,
-    most_memory,
     seeds_of,
 )
 from experiments.reliability.counts import Counts
@@ -240,24 +239,16 @@ class _Trial:
         self._name = name
         self._folder = folder
         self._counts = Counts()
-        self._memory = most_memory()
         self._told = time.monotonic()
 
     def __call__(self, data: bytes) -> None:
         """Read one input."""
         began = time.process_time()
-        self._memory = attempt(
-            self._target,
-            self._name,
-            zlib.crc32(data),
-            data,
-            self._folder / "in",
-            self._counts,
-            self._memory,
-        )
+        number, place = zlib.crc32(data), self._folder / "in"
+        attempt(self._target, self._name, number, data, place, self._counts)
         if time.process_time() - began > LONGEST:
             what = f"takes more than {LONGEST:.0f} s"
-            finding = {"target": self._name, "input": zlib.crc32(data), "what": what}
+            finding = {"target": self._name, "input": number, "what": what}
             self._counts.findings.append(finding)
         self._keep_one_of_each()
         if time.monotonic() - self._told > _TOLD_EVERY:

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from experiments.reliability.mutations import ODD, change_json, scramble
+from seqagg.cache_table import check_widths
+from seqagg.errors import CacheError
 
 _TYPES = (
     *(pa.string(), pa.large_string(), pa.binary(), pa.int8(), pa.int64(), pa.uint64(), pa.bool_()),
@@ -45,7 +47,7 @@ def change_table(data: bytes, chance: Random) -> bytes:
 
 @functools.lru_cache(100)
 def _read(data: bytes, form: str) -> pa.Table | None:
-    """The table in a file, if it is one: findings of old need not be."""
+    """The table in a file, if it is one that can be read: findings of old need not be."""
     source = pa.BufferReader(data)
     try:
         if form == "file":
@@ -53,9 +55,11 @@ def _read(data: bytes, form: str) -> pa.Table | None:
         elif form == "stream":
             table = pa.ipc.open_stream(source).read_all()
         else:
-            table = pq.ParquetFile(source).read()
+            file = pq.ParquetFile(source)
+            check_widths(file.schema_arrow, None, CacheError)  # what it refuses takes gigabytes
+            table = file.read()
         table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError):
+    except (pa.ArrowException, OSError, ValueError, CacheError):
         return None
     return table
 
