@@ -25,6 +25,7 @@ FLOW = [
     "logodds",
     "kernels",
     "kernels.elementary",
+    "kernels.prefetch",
     "kernels.odds",
     "songs",
     "streaming",

@@ -232,6 +232,21 @@ class TestWhateverTheArrayIsLike:
             assert_allclose(reduce(values, one)[0], means, rtol=1e-15)
 
 
+@every_reduction
+def test_what_no_cache_holds_is_the_same_to_the_bit(reduce: Reduction) -> None:
+    """Memory is asked ahead there, beyond the last frame too."""
+    lengths = [300, 1, 700, 41]
+    n_more = segments._CACHED // (4 * 10 * 300)
+    values, offsets = songs(10, lengths=[*lengths, *[300] * n_more, 700])
+    values[0, 3] = np.nan
+    assert values.nbytes > segments._CACHED
+    large = reduce(values, offsets)
+    for which in (slice(0, 4), slice(len(offsets) - 2, None)):
+        some = offsets[which.start : which.start + 5]
+        few = reduce(values[some[0] : some[-1]], some - some[0])
+        assert_array_equal(large[which], few)
+
+
 def compiled() -> int:
     """Signatures of all loops."""
     loops = vars(segments).values()

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqagg.kernels.elementary import expit, jit, log
+from seqagg.kernels.prefetch import prefetch
 from seqagg.logodds import PROBABILITY_MARGIN
 
 Array = npt.NDArray[Any]
@@ -36,27 +37,32 @@ _LANES = 8
 _WIDE = 32
 """Columns from which on a single frame is wide enough."""
 
+_CACHED = 2**23
+"""Bytes of a table that may lie in a processor's cache."""
+
+_AHEAD = 1024
+"""Numbers to ask ahead for: a page or two."""
+
+_LINE = 64
+"""Bytes that memory brings at once."""
+
 _MOST_FACTORS = 40
 """Clipped probabilities whose product is still a normal number: 2 ** (-24 * 40)."""
 
 
 def segment_sum(values: Array, offsets: Offsets) -> Floats:
     """Sum over the frames of each song."""
-    return _reduced(_sum, values, offsets, False)
+    return _summed(values, offsets, mean=False)
 
 
 def segment_mean(values: Array, offsets: Offsets) -> Floats:
     """Mean over the frames of each song."""
-    return _reduced(_sum, values, offsets, True)
+    return _summed(values, offsets, mean=True)
 
 
 def segment_mean_within(values: Values, offsets: Offsets, low: float, high: float) -> Floats:
     """Mean over the frames of each song, of values that are moved into [low, high] first."""
-    out = np.empty((len(offsets) - 1, values.shape[1]))
-    flat = _flat(values)
-    number = flat.dtype.type
-    _mean_within(flat, _fixed(offsets), _width(values.shape[1]), number(low), number(high), out)
-    return out
+    return _summed(values, offsets, (low, high), mean=True)
 
 
 def segment_max(values: Values, offsets: Offsets) -> Values:
@@ -91,10 +97,26 @@ def segment_mean_probability(log_odds: Values, offsets: Offsets) -> Floats:
     return _reduced(_mean_expit, log_odds, offsets)
 
 
-def _reduced(loop: Any, values: Array, offsets: Offsets, *settings: bool) -> Floats:
+def _summed(
+    values: Array, offsets: Offsets, bounds: tuple[float, float] | None = None, *, mean: bool
+) -> Floats:
+    """Sums or means of the songs, of numbers that are moved into bounds first."""
+    out = np.empty((len(offsets) - 1, values.shape[1]))
+    flat = _flat(values)
+    # Of what is None the compiler leaves nothing in the loop.
+    low, high = (None, None) if bounds is None else map(flat.dtype.type, bounds)
+    most = _width(values.shape[1])
+    # What a cache holds need not be asked for; in short songs asking takes longer than it saves,
+    # and doubles come as fast as they can.
+    far = flat.nbytes > _CACHED and len(flat) > 8 * most * len(out) and flat.itemsize < 8
+    _sum(flat, _fixed(offsets), most, low, high, _AHEAD if far else None, mean, out)
+    return out
+
+
+def _reduced(loop: Any, values: Array, offsets: Offsets) -> Floats:
     """What a loop over wide frames makes of the songs."""
     out = np.empty((len(offsets) - 1, values.shape[1]))
-    loop(_flat(values), _fixed(offsets), _width(values.shape[1]), *settings, out)
+    loop(_flat(values), _fixed(offsets), _width(values.shape[1]), out)
     return out
 
 
@@ -133,8 +155,17 @@ def _fold(wide, width, n_columns):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _sum(flat, offsets, most, mean, out):  # type: ignore[no-untyped-def]
-    """Sums, or means if `mean`."""
+def _within(x, low, high):  # type: ignore[no-untyped-def]
+    """Move a number, which may be NaN, into bounds, if there are any."""
+    if low is not None:
+        x = low if x < low else x
+        x = high if x > high else x
+    return np.float64(x)
+
+
+@jit
+def _sum(flat, offsets, most, low, high, ahead, mean, out):  # type: ignore[no-untyped-def]
+    """Sums of numbers within bounds, or means if `mean`."""
     n_columns = out.shape[1]
     wide = np.empty(most)
     for i in range(len(out)):
@@ -145,54 +176,26 @@ def _sum(flat, offsets, most, mean, out):  # type: ignore[no-untyped-def]
         at = min(width, len(song))
         head = song[:at]
         for j in range(len(head)):
-            wide[j] = head[j]
+            wide[j] = _within(head[j], low, high)
         wide[at:width] = 0.0
         while at + 2 * width <= len(song):  # in pairs, which halves the traffic with `wide`
             first, second = song[at : at + width], song[at + width : at + 2 * width]
+            if ahead is not None:
+                for j in range(0, 2 * width, _LINE // flat.itemsize):
+                    prefetch(song, at + ahead + j)  # type: ignore[call-arg]
             for j in range(width):
-                wide[j] += np.float64(first[j]) + np.float64(second[j])
+                wide[j] += _within(first[j], low, high) + _within(second[j], low, high)
             at += 2 * width
         while at < len(song):
             part = song[at : min(at + width, len(song))]
             for j in range(len(part)):
-                wide[j] += part[j]
+                wide[j] += _within(part[j], low, high)
             at += width
         _fold(wide, width, n_columns)
         row = out[i]
         divisor = np.float64(offsets[i + 1] - offsets[i]) if mean else 1.0
         for k in range(n_columns):
             row[k] = wide[k] / divisor
-
-
-@jit
-def _mean_within(flat, offsets, most, low, high, out):  # type: ignore[no-untyped-def]
-    n_columns = out.shape[1]
-    wide = np.empty(most)
-    for i in range(len(out)):
-        song = flat[offsets[i] * n_columns : offsets[i + 1] * n_columns]
-        width = most  # as in `_sum`
-        while width > n_columns and len(song) < 4 * width:
-            width //= 2
-        wide[:width] = 0.0
-        at = 0
-        while at + 2 * width <= len(song):
-            first, second = song[at : at + width], song[at + width : at + 2 * width]
-            for j in range(width):
-                x, y = first[j], second[j]
-                x = low if x < low else (high if x > high else x)  # a NaN stays one
-                y = low if y < low else (high if y > high else y)
-                wide[j] += np.float64(x) + np.float64(y)
-            at += 2 * width
-        while at < len(song):
-            part = song[at : min(at + width, len(song))]
-            for j in range(len(part)):
-                x = part[j]
-                wide[j] += low if x < low else (high if x > high else x)
-            at += width
-        _fold(wide, width, n_columns)
-        row = out[i]
-        for k in range(n_columns):
-            row[k] = wide[k] / (offsets[i + 1] - offsets[i])
 
 
 @jit
