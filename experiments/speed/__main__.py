@@ -73,6 +73,9 @@ def run(modules: Mapping[str, ModuleType], quick: bool) -> Iterator[Measured]:
     """Measure the contests of these modules."""
     for name, module in modules.items():
         rounds, budget = (QUICK_ROUNDS, QUICK_BUDGET) if quick else (ROUNDS, BUDGETS[name])
+        if not quick:
+            for contest in module.contests(quick=True):
+                contest.ways[0].run()  # compiles
         for contest in module.contests(quick):
             with peers.held_to_one_thread():
                 measured = measure(contest, rounds, budget)
