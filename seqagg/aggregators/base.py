@@ -94,11 +94,11 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         1 less the probability of each training song's label, by a model that had not seen it;
         of several labels, of the least probable, and 0 where there is none.
     inverse_temperature_ : float
-        What log scores are multiplied by before the softmax, or before the biases and the
-        logistic function, fitted on songs held out.
+        What log scores are multiplied by before the biases and the softmax, or with several labels
+        per song the logistic function, fitted on songs held out.
     biases_ : ndarray of shape (n_classes,), or None
-        With several labels per song, what is added to each class's log-odds after the inverse
-        temperature.
+        What is added to each class's log score after the inverse temperature; rules have none where
+        songs have one label each.
     thresholds_ : ndarray of shape (n_classes,), or None
         With several labels per song, the probability from which on each class is predicted: that
         of the highest F1 on songs held out, drawn towards 0.5 where a class has few songs.
@@ -189,18 +189,20 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
 
     def _calibrate(self, log_scores: Floats, y: Ints) -> None:
         """Fit what log scores pass through, and what is decided on, to songs held out."""
-        beta, bias = fit_calibration(log_scores, y)
+        # A rule says which class is highest without having learnt anything.
+        biased = self.multilabel_ or not self.needs_class_columns
+        beta, bias = fit_calibration(log_scores, y, biased=biased)
         calibrated = beta * log_scores
-        if self.multilabel_:
+        if biased:
             calibrated = calibrated + bias
+        self.biases_ = bias[self._rank_of_class()] if biased else None
         self._held_out = normalize(calibrated, self.multilabel_)
         if self.multilabel_:
             self.doubts_ = doubts_of(self._held_out, y)
-            self.biases_ = bias[self._rank_of_class()]
             self.thresholds_ = best_thresholds(self._held_out, y)[self._rank_of_class()]
         else:
             self.doubts_ = 1 - np.exp(self._held_out[np.arange(len(y)), y])
-            self.biases_ = self.thresholds_ = None
+            self.thresholds_ = None
         self.inverse_temperature_ = beta
 
     def predict(self, X: Any, *, abstain_below: float | None = None) -> Array:

@@ -32,8 +32,9 @@ _MULTILABEL = {"biases", "thresholds"}
 
 _STATE = "state."
 _TUPLE = "tuple"
-_OPTIONAL: dict[str, Any] = {"trained_on": str, "trained_kind": str}
-"""Keys that a header may have -> what JSON holds there."""
+_OPTIONAL: dict[str, Any] = {"trained_on": str, "trained_kind": str, "biased": bool}
+"""Keys that a header may have -> what JSON holds there. The first files have no biases where songs
+have one label each."""
 _HEADER: dict[str, Any] = {
     "method": str,
     "parameters": dict,
@@ -144,6 +145,8 @@ def pack(aggregator: Aggregator) -> tuple[dict[str, Any], dict[str, npt.NDArray[
         header["trained_kind"] = aggregator._trained_kind
     if aggregator._trained_on is not None:
         header["trained_on"] = aggregator._trained_on
+    if aggregator.biases_ is not None and not aggregator.multilabel_:
+        header["biased"] = True
     arrays: dict[str, Any] = {
         "class_prior": aggregator.class_prior_,
         "inverse_temperature": np.asarray(aggregator.inverse_temperature_, dtype=np.float64),
@@ -151,8 +154,10 @@ def pack(aggregator: Aggregator) -> tuple[dict[str, Any], dict[str, npt.NDArray[
         "column_order": np.asarray(aggregator._column_order, dtype=np.int64),
         "class_order": np.asarray(aggregator._class_order, dtype=np.int64),
     }
-    if aggregator.multilabel_:
-        arrays |= {"biases": aggregator.biases_, "thresholds": aggregator.thresholds_}
+    if aggregator.biases_ is not None:
+        arrays["biases"] = aggregator.biases_
+    if aggregator.thresholds_ is not None:
+        arrays["thresholds"] = aggregator.thresholds_
     return header, arrays | {_STATE + name: a for name, a in aggregator._state().items()}
 
 
@@ -176,7 +181,11 @@ def unpack(header: dict[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Ag
         _refuse(f"method {header['method']!r} needs columns that are classes")
     own = {name: array for name, array in arrays.items() if not name.startswith(_STATE)}
     multilabel = header["multilabel"]
-    if own.keys() != (_SHARED | _MULTILABEL if multilabel else _SHARED):
+    biased = header.get("biased", False)
+    if biased and (multilabel or aggregator.needs_class_columns):
+        _refuse("biased is said of what has no biases, or always has them")
+    more = _MULTILABEL if multilabel else {"biases"} if biased else set()
+    if own.keys() != _SHARED | more:
         _refuse(f"holds the arrays {', '.join(sorted(own)) or 'of no method'}")
     aggregator._trained_on = header.get("trained_on")
     aggregator._trained_kind = header.get("trained_kind")
@@ -188,8 +197,9 @@ def unpack(header: dict[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Ag
     aggregator.multilabel_ = multilabel
     aggregator.class_prior_ = _read_prior(own["class_prior"], len(classes), multilabel)
     aggregator.biases_ = aggregator.thresholds_ = None
-    if multilabel:
+    if "biases" in own:
         aggregator.biases_ = _read_biases(own["biases"], len(classes))
+    if multilabel:
         aggregator.thresholds_ = _read_shares(own["thresholds"], "thresholds", len(classes))
     aggregator.doubts_ = _read_doubts(own["doubts"])
     aggregator._column_order = _read_order(own["column_order"], n_columns, "column_order")
