@@ -256,16 +256,19 @@ def find_column(
     if name not in table.column_names:
         return None
     chunked = table[name]
+    kind = chunked.type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_null(kind):
+        return None
+    if not matches(kind):  # before anything is done with it: there are types that cannot be joined
+        raise CacheError(f"holds {chunked.type}, not {wanted}", file=path, column=name)
     # Joining would copy even a single chunk, and with it a memory-mapped file.
     column = chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # no chunk at all, in an empty table
         column = pa.array([], column.type)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_null(column.type):
-        return None
-    if not matches(column.type):
-        raise CacheError(f"holds {column.type}, not {wanted}", file=path, column=name)
     return column
 
 

@@ -132,6 +132,50 @@ def random_parts(n: int, scales: tuple[float, ...], seed: int = 0) -> tuple[Floa
     return np.stack(parts), y
 
 
+class TestBiases:
+    @pytest.mark.parametrize("n", [1, 8, 400])
+    def test_scipy_on_independent_code_finds_nothing_better(self, n: int) -> None:
+        scores, y = random_scores(n, scale=2.0)
+        scores[:, 1] += 1.0
+
+        def cost(theta: Floats) -> float:
+            log_beta, biases = theta[0], theta[1:]
+            shifted = [(math.exp(log_beta) * row + biases).tolist() for row in scores]
+            prior = 0.5 * log_beta**2 + 0.5 * sum((b / 0.1) ** 2 for b in biases)
+            return loss_of_mix([1.0], [shifted], y.tolist()) + prior
+
+        beta, biases = fit_calibration(scores, y, biased=True)
+        ours = cost(np.array([math.log(beta), *biases]))
+        best = minimize(cost, np.zeros(4), method="BFGS", options={"gtol": 1e-9})
+        assert ours <= best.fun + 1e-6 * n
+        assert biases.sum() == pytest.approx(0, abs=1e-9)
+        if n == 400:
+            assert_allclose(biases, best.x[1:], atol=2e-3)
+            assert biases.argmin() == 1
+
+    def test_new_songs_of_a_classifier_that_leans_are_likelier(self) -> None:
+        rng = np.random.default_rng(0)
+        true = 2 * rng.normal(size=(4000, 5))
+        y = labels_drawn_from(true)
+        leaning = true + np.array([0.8, 0.0, -0.8, 0.4, -0.4])
+        learn, new = slice(0, 2000), slice(2000, None)
+        losses = {}
+        for biased in (False, True):
+            beta, biases = fit_calibration(leaning[learn], y[learn], biased=biased)
+            losses[biased] = negative_log_likelihood(beta * leaning[new] + biases, y[new])
+        assert losses[True] < losses[False] - 0.02
+
+    def test_without_evidence_there_are_none(self) -> None:
+        for y, scores in (([], np.empty((0, 3))), ([0, 1, 2], np.zeros((3, 3)))):
+            beta, biases = fit_calibration(scores, np.array(y, dtype=int), biased=True)
+            assert beta == pytest.approx(1.0)
+            assert_allclose(biases, 0.0, atol=1e-9)
+
+    def test_none_unless_asked_for(self) -> None:
+        scores, y = random_scores(50, 2.0)
+        assert_array_equal(fit_calibration(scores, y)[1], np.zeros(3))
+
+
 class TestMixture:
     @pytest.mark.parametrize("n", [5, 60])
     def test_no_grid_point_is_better(self, n: int) -> None:

@@ -582,6 +582,8 @@ CLASSES = {"dtype": "str", "values": ["jig", "reel", "waltz"]}
         ({"classes": CLASSES | {"values": ["reel", "jig", "waltz"]}}, "not sorted"),
         ({"classes": CLASSES | {"values": []}}, "classes cannot be read"),
         ({"classes": CLASSES | {"values": "abc"}}, "classes cannot be read"),
+        ({"biased": 1}, "biased is 1"),
+        ({"biased": True}, "biased is said of what has no biases"),
         ({"surprise": 1}, "the header has the keys .*surprise"),
     ],
 )
@@ -620,6 +622,11 @@ def test_arrays_that_cannot_be_are_refused(path, name, array, match):
     write_model(path, header, arrays if array is None else arrays | {name: array})
     with pytest.raises(ModelFileError, match=match):
         load(path)
+
+
+def test_methods_that_learn_have_biases_and_rules_have_none(fitted):
+    for method, model in fitted.items():
+        assert (model.biases_ is not None) == (method in LEARNT), method
 
 
 def several():
