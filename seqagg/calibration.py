@@ -143,9 +143,7 @@ def about_equal(losses: Floats, lower: Floats, groups: Ints, n_errors: float = 1
     return gain <= n_errors * error
 
 
-def fit_calibration(
-    log_scores: Floats, y: Ints, *, biased: bool = False
-) -> tuple[float, Floats]:
+def fit_calibration(log_scores: Floats, y: Ints, *, biased: bool = False) -> tuple[float, Floats]:
     """Inverse temperature, and bias of each class, that make the labels likeliest.
 
     Parameters
