@@ -544,6 +544,7 @@ class TestLearning:
             ],
             axis=0,
         )
+        expected = expected + model.biases_ / model.inverse_temperature_
         assert_allclose(model.decision_function(queries), expected, rtol=1e-4, atol=1e-5)
 
     def test_the_scale_at_the_start_is_the_best_for_the_songs_learnt_from(self) -> None:
@@ -600,6 +601,7 @@ class TestLearning:
         model = GRUAggregator(**QUICK, base="none").fit(shifted)
         frames = [torch.tensor(array) for array in frames_of(queries)]
         expected = np.mean([scores(network, frames) for network in model.networks_], axis=0)
+        expected = expected + model.biases_ / model.inverse_temperature_
         assert_allclose(model.decision_function(queries), expected, rtol=1e-4, atol=1e-5)
 
     def test_columns_that_are_no_classes(self) -> None:

@@ -104,6 +104,7 @@ class TestLikelihoods:
         assert min(a, b) > 0
         per_frame = hmmlearn_scores(model, queries) / queries.lengths[:, None]
         expected = a * per_frame + b * averages(queries, model._start.share) + c * log_prior(model)
+        expected = expected + model.biases_ / model.inverse_temperature_
         constant = expected - model.decision_function(queries)
         assert_allclose(constant, constant[0, 0], rtol=1e-7, atol=1e-7)
 
@@ -181,6 +182,7 @@ with np.load("arrays.npz") as arrays:
         model = HMMAggregator(**QUICK, decision="likelihood").fit(seen)
         assert list(model.hmms_) == ["blues", "metal"]
         assert model.classes_.tolist() == ["blues", "jazz", "metal"]
+        assert model.biases_ is None
         decision = model.decision_function(songs) - log_prior(model)
         assert_allclose(decision[:, 1], decision[:, [0, 2]].min(axis=1), rtol=1e-9)
         assert "jazz: no training song" in model.fit_report_
@@ -476,6 +478,7 @@ class TestMix:
             model = HMMAggregator(**QUICK, n_folds=1).fit(songs)
         assert model.weights_.tolist() == [0, 1, 0]
         expected = averages(queries, model._start.share)
+        expected = expected + model.biases_ / model.inverse_temperature_
         assert_allclose(model.decision_function(queries), expected, rtol=1e-5)
         assert set(model.hmms_) == set(COLUMNS)
 

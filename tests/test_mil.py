@@ -104,8 +104,8 @@ def test_untrained_it_is_averaging(kind: str) -> None:
         averages.append(network.scale.item() * np.array(by_loops))
     scores = np.mean(averages, axis=0)
     found = model.predict_log_proba(songs)
-    beta = model.inverse_temperature_
-    assert_allclose(found, log_softmax(beta * scores, axis=1), atol=1e-5)
+    calibrated = model.inverse_temperature_ * scores + model.biases_
+    assert_allclose(found, log_softmax(calibrated, axis=1), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["max", "linear-softmax", "noisy-or"])

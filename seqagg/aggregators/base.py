@@ -97,8 +97,8 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         What log scores are multiplied by before the biases and the softmax, or with several labels
         per song the logistic function, fitted on songs held out.
     biases_ : ndarray of shape (n_classes,), or None
-        What is added to each class's log score after the inverse temperature; rules have none where
-        songs have one label each.
+        What is added to each class's log score after the inverse temperature. Where songs have one
+        label each, rules have none, nor have HMMs that decide by likelihoods alone.
     thresholds_ : ndarray of shape (n_classes,), or None
         With several labels per song, the probability from which on each class is predicted: that
         of the highest F1 on songs held out, drawn towards 0.5 where a class has few songs.
@@ -189,8 +189,7 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
 
     def _calibrate(self, log_scores: Floats, y: Ints) -> None:
         """Fit what log scores pass through, and what is decided on, to songs held out."""
-        # A rule says which class is highest without having learnt anything.
-        biased = self.multilabel_ or not self.needs_class_columns
+        biased = self.multilabel_ or self._has_biases()
         beta, bias = fit_calibration(log_scores, y, biased=biased)
         calibrated = beta * log_scores
         if biased:
@@ -425,8 +424,21 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         """Score every class, shape (n_songs, n_classes), up to a constant per song."""
 
     def _decision(self, songs: Songs) -> Floats:
-        """The rule's own number, shape (n_songs, n_classes); the log scores by default."""
-        return self._log_scores(songs)
+        """The rule's own number, shape (n_songs, n_classes); the log scores by default.
+
+        Of songs with one label each the biases are in it: the highest class is the one predicted.
+        """
+        scores = self._log_scores(songs)
+        if self.biases_ is None or self.multilabel_:
+            return scores
+        return np.asarray(scores + self.biases_[self._class_order] / self.inverse_temperature_)
+
+    def _has_biases(self) -> bool:
+        """Whether classes of songs with one label each are given biases.
+
+        A rule says which class is highest without having learnt anything.
+        """
+        return not self.needs_class_columns
 
     def _memory(self, n: int) -> Memory:
         """What n streams are remembered by, raising `ParameterError` where nothing constant is."""

@@ -233,6 +233,9 @@ class HMMAggregator(Aggregator):
             return None
         return self._mix(averages, likelihoods[best], songs.lengths)
 
+    def _has_biases(self) -> bool:
+        return self.decision == "hybrid"
+
     def _shapes(self) -> list[Shape]:
         """Shapes to try, simple ones first."""
         states = self.auto_states if self.n_states == "auto" else (int(self.n_states),)

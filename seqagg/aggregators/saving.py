@@ -182,7 +182,7 @@ def unpack(header: dict[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Ag
     own = {name: array for name, array in arrays.items() if not name.startswith(_STATE)}
     multilabel = header["multilabel"]
     biased = header.get("biased", False)
-    if biased and (multilabel or aggregator.needs_class_columns):
+    if biased and (multilabel or not aggregator._has_biases()):
         _refuse("biased is said of what has no biases, or always has them")
     more = _MULTILABEL if multilabel else {"biases"} if biased else set()
     if own.keys() != _SHARED | more:
