@@ -196,8 +196,11 @@ class TestLaw1Probabilities:
             assert predicted.tolist() == enough.tolist()
             return
         assert predicted.dtype == model.classes_.dtype
-        likeliest = model.classes_[model.predict_proba(case.queries).argmax(axis=1)]
-        assert predicted.tolist() == likeliest.tolist()
+        likeliest = model.predict_proba(case.queries).argmax(axis=1)
+        assert predicted.tolist() == model.classes_[likeliest].tolist()
+        decision = model.decision_function(case.queries)
+        chosen = decision[np.arange(len(likeliest)), likeliest]
+        assert_allclose(chosen, decision.max(axis=1), rtol=1e-12)
 
     def test_far_out_songs_get_finite_answers(self, case: Case) -> None:
         model = fitted(case)
