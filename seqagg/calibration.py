@@ -202,7 +202,7 @@ def fit_inverse_temperature(log_scores: Floats, y: Ints) -> float:
 
 
 def _fit_biases(log_scores: Floats, y: Ints, beta: float) -> tuple[float, Floats]:
-    """Inverse temperature, sought from `beta` on, and biases that are drawn towards 0 [Alexandari].
+    """Bias-corrected temperature scaling (Alexandari et al.), sought from `beta` on, drawn to 0.
 
     What a frame classifier leans to adds up over the frames of a song. Folds of songs that other
     classifiers have scored lean otherwise, so that no cross-validation tells how far to follow
@@ -224,7 +224,7 @@ def _fit_biases(log_scores: Floats, y: Ints, beta: float) -> tuple[float, Floats
     start[0] = np.log(beta)
     bounds = [(-_RANGE, _RANGE), *[(None, None)] * log_scores.shape[1]]
     best = scipy.optimize.minimize(cost, start, jac=True, method="L-BFGS-B", bounds=bounds).x
-    return float(np.exp(best[0])), best[1:] - best[1:].mean()
+    return float(np.exp(best[0])), best[1:]
 
 
 def _fit_platt(log_odds: Floats, y: Ints) -> tuple[float, Floats]:

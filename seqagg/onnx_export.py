@@ -102,7 +102,9 @@ def model_card(model: Aggregator) -> dict[str, str]:
     """What an exported model says about itself; lists and numbers as JSON."""
     from importlib.metadata import version
 
-    calibration: dict[str, float] = {"inverse_temperature": model.inverse_temperature_}
+    calibration: dict[str, Any] = {"inverse_temperature": model.inverse_temperature_}
+    if model.biases_ is not None:
+        calibration["biases"] = model.biases_.tolist()
     if len(model.doubts_) and not model.multilabel_:
         likely = np.maximum(1 - model.doubts_, TINY)
         calibration["held_out_log_loss"] = float(-np.log(likely).mean())

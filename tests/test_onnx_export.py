@@ -216,6 +216,7 @@ def test_the_card_and_the_names(tmp_path: Path) -> None:
     assert calibration["held_out_songs"] == 40
     assert calibration["held_out_log_loss"] == pytest.approx(-np.log(1 - model.doubts_).mean())
     assert calibration["inverse_temperature"] == model.inverse_temperature_
+    assert calibration["biases"] == model.biases_.tolist()
     assert written.opset_import[0].version == 18
     loaded = onnxruntime.InferenceSession(tmp_path / "hmm.onnx")
     assert [(i.name, i.type, i.shape) for i in loaded.get_inputs()] == [

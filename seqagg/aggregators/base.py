@@ -191,11 +191,8 @@ class Aggregator(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         """Fit what log scores pass through, and what is decided on, to songs held out."""
         biased = self.multilabel_ or self._has_biases()
         beta, bias = fit_calibration(log_scores, y, biased=biased)
-        calibrated = beta * log_scores
-        if biased:
-            calibrated = calibrated + bias
         self.biases_ = bias[self._rank_of_class()] if biased else None
-        self._held_out = normalize(calibrated, self.multilabel_)
+        self._held_out = normalize(beta * log_scores + bias, self.multilabel_)
         if self.multilabel_:
             self.doubts_ = doubts_of(self._held_out, y)
             self.thresholds_ = best_thresholds(self._held_out, y)[self._rank_of_class()]
