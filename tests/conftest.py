@@ -109,6 +109,11 @@ def names(n: int) -> list[str]:
     return [f"song {i}" for i in range(n)]
 
 
+def leaning(model: Any) -> Any:
+    """What the biases add to each class in `decision_function`, which no temperature has scaled."""
+    return model.biases_ / model.inverse_temperature_
+
+
 def frames_of(songs: Songs) -> list[npt.NDArray[np.float32]]:
     """Plain list of arrays, as people without a cache have it."""
     return [np.array(frames) for frames in songs]

@@ -20,7 +20,14 @@ from seqagg.aggregators.auto import AutoAggregator
 from seqagg.calibration import paired_gain
 from seqagg.errors import ParameterError
 from tests import reference_models
-from tests.conftest import COLUMNS, frames_of, integer_labels, order_free_songs, order_songs
+from tests.conftest import (
+    COLUMNS,
+    frames_of,
+    integer_labels,
+    leaning,
+    order_free_songs,
+    order_songs,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -38,8 +45,8 @@ def auto(*methods: str, **settings: Any) -> AutoAggregator:
 
 
 def blend_by_hand(model: AutoAggregator, train: Songs, queries: Songs) -> Floats:
-    """Weighted sum of the log probabilities of the methods, each fitted on its own."""
-    total = np.zeros((len(queries), len(model.classes_)))
+    """Weighted sum of the log probabilities of the methods, each fitted on its own, and biases."""
+    total = np.tile(leaning(model), (len(queries), 1))
     for name, weight in model.weights_.items():
         alone = make_aggregator(name, **PARAMETERS.get(name, {})).fit(train)
         assert alone.classes_.tolist() == model.classes_.tolist()

@@ -30,7 +30,14 @@ from seqagg.aggregators.start import AverageStart
 from seqagg.errors import ParameterError
 from seqagg.kernels.gru import pooled_states
 from tests import reference, reference_models
-from tests.conftest import COLUMNS, frames_of, integer_labels, order_free_songs, order_songs
+from tests.conftest import (
+    COLUMNS,
+    frames_of,
+    integer_labels,
+    leaning,
+    order_free_songs,
+    order_songs,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -544,7 +551,7 @@ class TestLearning:
             ],
             axis=0,
         )
-        expected = expected + model.biases_ / model.inverse_temperature_
+        expected = expected + leaning(model)
         assert_allclose(model.decision_function(queries), expected, rtol=1e-4, atol=1e-5)
 
     def test_the_scale_at_the_start_is_the_best_for_the_songs_learnt_from(self) -> None:
@@ -601,7 +608,7 @@ class TestLearning:
         model = GRUAggregator(**QUICK, base="none").fit(shifted)
         frames = [torch.tensor(array) for array in frames_of(queries)]
         expected = np.mean([scores(network, frames) for network in model.networks_], axis=0)
-        expected = expected + model.biases_ / model.inverse_temperature_
+        expected = expected + leaning(model)
         assert_allclose(model.decision_function(queries), expected, rtol=1e-4, atol=1e-5)
 
     def test_columns_that_are_no_classes(self) -> None:

@@ -23,7 +23,14 @@ from seqagg.aggregators.base import Aggregator
 from seqagg.aggregators.hmm_start import Shape, kmeans_plusplus
 from seqagg.errors import ParameterError
 from tests import reference, reference_models
-from tests.conftest import COLUMNS, frames_of, integer_labels, order_free_songs, order_songs
+from tests.conftest import (
+    COLUMNS,
+    frames_of,
+    integer_labels,
+    leaning,
+    order_free_songs,
+    order_songs,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -104,7 +111,7 @@ class TestLikelihoods:
         assert min(a, b) > 0
         per_frame = hmmlearn_scores(model, queries) / queries.lengths[:, None]
         expected = a * per_frame + b * averages(queries, model._start.share) + c * log_prior(model)
-        expected = expected + model.biases_ / model.inverse_temperature_
+        expected = expected + leaning(model)
         constant = expected - model.decision_function(queries)
         assert_allclose(constant, constant[0, 0], rtol=1e-7, atol=1e-7)
 
@@ -478,7 +485,7 @@ class TestMix:
             model = HMMAggregator(**QUICK, n_folds=1).fit(songs)
         assert model.weights_.tolist() == [0, 1, 0]
         expected = averages(queries, model._start.share)
-        expected = expected + model.biases_ / model.inverse_temperature_
+        expected = expected + leaning(model)
         assert_allclose(model.decision_function(queries), expected, rtol=1e-5)
         assert set(model.hmms_) == set(COLUMNS)
 
