@@ -75,7 +75,7 @@ class WholeSongs(Averages):
     def __getitem__(self, name: str) -> Floats:
         found = self._shared(_AVERAGES[name])
         # It is cheaper to put the averages in order than all frames.
-        return found if self._order is None else found[:, self._order]
+        return found if self._order is None else found.take(self._order, axis=1)
 
     def _shared(self, average: Callable[[Songs], Floats]) -> Floats:
         songs = self._songs
@@ -173,7 +173,7 @@ class _Heard(Averages):
         found = self._arrays[name][self._which]
         if name not in _COUNTS:
             found /= self.lengths[:, None]
-        return found if self._order is None else found[:, self._order]
+        return found if self._order is None else found.take(self._order, axis=1)
 
 
 def _log_odds(songs: Songs) -> Floats:

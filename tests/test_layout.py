@@ -27,6 +27,7 @@ FLOW = [
     "kernels.elementary",
     "kernels.prefetch",
     "kernels.odds",
+    "kernels.scores",
     "songs",
     "streaming",
     "cache_table",

@@ -17,7 +17,7 @@ from scipy.special import expit
 
 from seqagg.aggregators.base import Aggregator, Floats, Ints, OnEmpty
 from seqagg.averages import Averages, RunningAverages, WholeSongs
-from seqagg.calibration import log_expit
+from seqagg.kernels.scores import log_expit
 from seqagg.songs import Songs
 from seqagg.streaming import Memory
 from seqagg.threads import check_n_jobs

@@ -12,7 +12,10 @@ from typing import Any
 
 import numba
 import numpy as np
+import numpy.typing as npt
 from numba.extending import overload
+
+Array = npt.NDArray[Any]
 
 LOG_2, LOG_2_REST = 0.693147180369123816490, 1.90821492927058770002e-10
 """log(2) in two parts, so that a multiple of the first is exact."""
@@ -29,6 +32,13 @@ def jit(function: Any) -> Any:
 def jit_fused(function: Any) -> Any:
     """Compile likewise; a product and a sum may become one instruction, which rounds less."""
     return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})(function)
+
+
+def readable(array: Array, dtype: type | None = None) -> Array:
+    """Contiguous and read-only: numba would compile the loops anew for each other combination."""
+    view = np.require(array, dtype, ["C", "A"]).view()
+    view.flags.writeable = False
+    return view
 
 
 @jit

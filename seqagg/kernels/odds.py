@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from seqagg.kernels.elementary import exp, jit, log
+from seqagg.kernels.elementary import exp, jit, log, readable
 from seqagg.logodds import PROBABILITY_MARGIN
 
 Scores = npt.NDArray[np.float32]
@@ -23,22 +23,15 @@ _LEAST = float(np.finfo(np.float32).min)
 def log_odds_of_probability(probability: Scores) -> Scores:
     """`seqagg.logodds.from_probability` of float32."""
     out = np.empty(probability.shape, dtype=np.float32)
-    _of_probability(_readable(probability).reshape(-1), out.reshape(-1))
+    _of_probability(readable(probability, np.float32).reshape(-1), out.reshape(-1))
     return out
 
 
 def log_odds_of_logits(logits: Scores) -> Scores:
     """`seqagg.logodds.from_logits` of float32, of two columns at least."""
     out = np.empty(logits.shape, dtype=np.float32)
-    _of_logits(_readable(logits), out)
+    _of_logits(readable(logits, np.float32), out)
     return out
-
-
-def _readable(scores: Scores) -> Scores:
-    """Contiguous and read-only: numba would compile the loops anew for each other combination."""
-    view = np.require(scores, np.float32, ["C", "A"]).view()
-    view.flags.writeable = False
-    return view
 
 
 @jit

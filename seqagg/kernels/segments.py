@@ -22,7 +22,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from seqagg.kernels.elementary import expit, jit, log
+from seqagg.kernels.elementary import expit, jit, log, readable
 from seqagg.kernels.prefetch import prefetch
 from seqagg.logodds import PROBABILITY_MARGIN
 
@@ -69,7 +69,7 @@ def segment_max(values: Values, offsets: Offsets) -> Values:
     """Largest value of each song and column, of the type of the values."""
     flat = _flat(values)
     out = np.empty((len(offsets) - 1, values.shape[1]), flat.dtype)
-    _max(flat, _fixed(offsets), _width(values.shape[1]), out)
+    _max(flat, readable(offsets), _width(values.shape[1]), out)
     return out
 
 
@@ -79,7 +79,7 @@ def segment_votes(values: Values, offsets: Offsets) -> Floats:
     A frame with k equal highest columns gives each of them 1 / k of its vote.
     """
     out = np.zeros((len(offsets) - 1, values.shape[1]))
-    _votes(_flat(values), _fixed(offsets), out)
+    _votes(_flat(values), readable(offsets), out)
     return out
 
 
@@ -109,28 +109,21 @@ def _summed(
     # What a cache holds need not be asked for; in short songs asking takes longer than it saves,
     # and doubles come as fast as they can.
     far = flat.nbytes > _CACHED and len(flat) > 8 * most * len(out) and flat.itemsize < 8
-    _sum(flat, _fixed(offsets), most, low, high, _AHEAD if far else None, mean, out)
+    _sum(flat, readable(offsets), most, low, high, _AHEAD if far else None, mean, out)
     return out
 
 
 def _reduced(loop: Any, values: Array, offsets: Offsets) -> Floats:
     """What a loop over wide frames makes of the songs."""
     out = np.empty((len(offsets) - 1, values.shape[1]))
-    loop(_flat(values), _fixed(offsets), _width(values.shape[1]), out)
+    loop(_flat(values), readable(offsets), _width(values.shape[1]), out)
     return out
 
 
 def _flat(values: Array) -> Array:
     """Values in one row."""
     floating = values.dtype in (np.float32, np.float64)
-    return _fixed(values if floating else values.astype(np.float64)).reshape(-1)
-
-
-def _fixed(array: Array) -> Array:
-    """Contiguous and read-only: numba would compile the loops anew for each other combination."""
-    view = np.require(array, requirements=["C", "A"]).view()
-    view.flags.writeable = False
-    return view
+    return readable(values if floating else values.astype(np.float64)).reshape(-1)
 
 
 def _width(n_columns: int) -> int:
