@@ -10,18 +10,18 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fork, no SIGKILL")
 
-COMMANDS = ("convert", "fit", "predict", "score", "benchmark")
+COMMANDS = ("convert", "fit", "predict", "score", "train", "benchmark")
 
 
 def test_nothing_is_lost() -> None:
     """In a process of its own, which has no threads and may be forked."""
-    command = [sys.executable, "-m", "experiments.reliability.faults", "--kills", "10"]
+    command = [sys.executable, "-m", "experiments.reliability.faults", "--kills", "12"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.stdout, done.stderr
     found = json.loads(done.stdout)
     assert found["problems"] == []
     counts = found["counts"]
-    assert sum(counts[f"kill {name}"]["tried"] for name in COMMANDS) == 10
+    assert sum(counts[f"kill {name}"]["tried"] for name in COMMANDS) == 12
     for case, n in counts.items():
         assert n["tried"] == n["survived"] > 0, case
     for fault in ("files may not grow", "may not write", "may not read", "clock backwards"):

@@ -36,16 +36,18 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from sklearn.naive_bayes import GaussianNB
 
 import seqagg
 from experiments.reliability.seeds import small_songs
 from experiments.runs import first_line
 from seqagg.cli import main as seqagg_command
-from seqagg.frozen import score_to_cache, store
+from seqagg.frozen import out_of_fold, score_to_cache, store
 from seqagg.results import read_results
 
 OLD = b"what was there before"
@@ -107,20 +109,40 @@ def _timeless(table: pa.Table) -> str:
     return str([r for r in rows if not str(r.get("metric", "")).endswith("_seconds")])
 
 
-def score(given: str, out: str) -> None:
-    """Call `score_to_cache`, and tell its errors as commands tell theirs."""
+@contextlib.contextmanager
+def _as_commands() -> Iterator[None]:
+    """Tell errors as commands tell theirs."""
     try:
-        songs = seqagg.read_cache(f"{given}/songs.parquet")
-        pieces = ((str(name), songs[i]) for i, name in enumerate(songs.ids))
-        score_to_cache(
-            np.tanh, pieces, f"{out}/s.parquet", columns=songs.columns, kind="log_odds", check=False
-        )
+        yield
     except (OSError, seqagg.SeqaggError) as error:
         print(f"seqagg: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-CALLS: Mapping[str, Callable[..., None]] = {"score": score}
+def score(given: str, out: str) -> None:
+    """Call `score_to_cache`."""
+    with _as_commands():
+        songs = seqagg.read_cache(f"{given}/songs.parquet")
+        pieces = ((str(name), songs[i]) for i, name in enumerate(songs.ids))
+        score_to_cache(
+            np.tanh, pieces, f"{out}/s.parquet", columns=songs.columns, kind="log_odds", check=False
+        )
+
+
+def train(given: str, out: str) -> None:
+    """Call `out_of_fold`, with a folder for what each fold has given, which goes in the end."""
+    work = Path(out, "o.parquet.partial")
+    with _as_commands():
+        songs = seqagg.read_cache(f"{given}/songs.parquet")
+        fields: list[Any] = [songs, songs.labels, songs.groups]
+        frames, labels, groups = (dict(zip(map(str, songs.ids), of, strict=True)) for of in fields)
+        model = GaussianNB()
+        found = out_of_fold(model, frames, labels, groups=groups, cv=4, check=False, work=work)
+        seqagg.write_cache(found, f"{out}/o.parquet")
+        shutil.rmtree(work)
+
+
+CALLS: Mapping[str, Callable[..., None]] = {"score": score, "train": train}
 """What is no command, and is called with the arguments."""
 
 _GRU = ("epochs=25", "hidden_size=8", "n_folds=2", "n_jobs=1")
@@ -146,6 +168,7 @@ WORKS: dict[str, Work] = {
         same_bytes,
     ),
     "score": Work(("score", "{in}", "{out}"), ("s.parquet",), same_bytes),
+    "train": Work(("train", "{in}", "{out}"), ("o.parquet",), same_bytes),
     "benchmark": Work(
         _BENCHMARK,
         ("results.parquet", "predictions.parquet", "timelines.parquet"),
