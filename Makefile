@@ -1,6 +1,7 @@
 # make demo   set up, then the main job on the embedded songs
-# make test   set up, then lint, types and all tests
+# make test   set up, then lint, types and all tests, PROCESSES side by side
 PYTHON ?= python3
+PROCESSES ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -12,7 +13,7 @@ demo: $(READY)
 # Neither waits for the other, and both must pass.
 test: $(READY)
 	@$(MAKE) --no-print-directory lint & lint=$$!; \
-	$(BIN)/python -m pytest; tests=$$?; \
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal; tests=$$?; \
 	wait $$lint && exit $$tests
 
 lint: $(READY)

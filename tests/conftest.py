@@ -9,6 +9,7 @@ With `multilabel` a song has a list of labels, which may be empty or name all cl
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,9 @@ from seqagg.logodds import Task
 # The first call of a compiled loop takes a second, on a busy machine several.
 settings.register_profile("any time", deadline=None)
 settings.load_profile("any time")
+
+# pytest-xdist tells its workers how wide the terminal is; commands would believe it.
+os.environ.pop("COLUMNS", None)
 
 # A shell starts what runs in its background deaf to Ctrl-C, and so would be all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
