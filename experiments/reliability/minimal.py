@@ -85,6 +85,7 @@ def tests(python: str, folder: Path, which: Iterable[str]) -> dict[str, int]:
     """Numbers of tests in an environment."""
     report = folder.absolute() / "tests.xml"
     command = [python, "-m", "pytest", f"--junitxml={report}", *which, "--deselect", NEWER]
+    command += ["--numprocesses", "2", "--dist", "worksteal"]
     subprocess.run(command, cwd=ROOT, check=False, stdout=sys.stderr)
     return counts(report)
 
