@@ -18,6 +18,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from experiments import runs, speed
 from experiments.speed import (
     __main__,
+    choices,
     contest,
     files,
     gru,
@@ -31,7 +32,7 @@ from experiments.speed import (
 )
 from experiments.speed.contest import Contest, Measured, Sizes, Way, measure
 
-MODULES = (segments, hmm, hmm_fit, gru, files)
+MODULES = (segments, hmm, hmm_fit, gru, files, choices)
 SOURCES = sorted(Path(speed.__file__).parent.glob("*.py"))
 
 
@@ -259,6 +260,7 @@ def test_the_command_without_peers(quick):
     rows = found.to_pylist()
     names = {"mean", "log-odds", "votes", "hmm scoring", "hmm EM", "hmm fit"}
     names |= {"gru training", "gru inference", "files", "start"}
+    names |= {"reading parquet", "gru precision"}
     assert {row["contest"] for row in rows} == names
     ways = {row["way"] for row in rows}
     assert {"seqagg", "numpy", "hmmlearn", "plain PyTorch"} <= ways

@@ -28,13 +28,13 @@ from experiments.speed.table import answer, lines_of, write
 
 NAME = "speed"
 
-CONTESTS = ("segments", "hmm", "hmm_fit", "gru", "files")
+CONTESTS = ("segments", "hmm", "hmm_fit", "gru", "files", "choices")
 """Modules of this package, each with a function `contests`."""
 
 ROUNDS, QUICK_ROUNDS = 7, 1
 """Most rounds of a contest."""
 
-BUDGETS = {"segments": 4.0, "hmm": 9.0, "hmm_fit": 9.0, "gru": 10.0, "files": 25.0}
+BUDGETS = {"segments": 4.0, "hmm": 9.0, "hmm_fit": 9.0, "gru": 10.0, "files": 25.0, "choices": 6.0}
 """Seconds after which no round of a contest begins."""
 
 QUICK_BUDGET = 1.0

@@ -42,6 +42,7 @@ SHOWN = {
     "log_likelihood": "ends at {:.8g} nats",
     "nats_per_frame": "{:.3f} nats per frame",
     "loss": "loss {:.3f}",
+    "megabytes": "{:.3g} MB",
     "gflops": "{:.3g} GFLOP/s",
 }
 """Metrics that are printed beside times, and how."""
