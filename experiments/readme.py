@@ -319,6 +319,7 @@ SPEED_ROWS = (
     ("gru training", "one direction", 640, None, "GRU training, one direction"),
     ("gru training", "both directions", 640, None, "GRU training, both directions"),
     ("gru inference", "both directions", 640, None, "GRU inference, both directions"),
+    ("gru precision", "", 640, None, "the same, in other precisions"),
     ("files", "parquet", 1_000_000, None, "`seqagg predict`, `.parquet`"),
     ("files", "arrow", 1_000_000, None, "`seqagg predict`, `.arrow`"),
     ("start", "import", None, None, "`import seqagg`"),

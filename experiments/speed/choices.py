@@ -6,8 +6,8 @@ and again: numbers drawn by chance cannot be packed as those of a classifier can
 
 Contest "gru precision": scores of all songs by the compiled loops of seqagg in float32, against
 PyTorch's packed network as it is, compiled by ``torch.compile``, in bfloat16, and with 8-bit
-weights; ``error`` is what that costs.
-A way that this machine does not have (a compiler of C++, 8-bit kernels) is left out.
+weights; ``error`` is what that costs. A way that this machine does not have (a compiler of C++,
+8-bit kernels) is left out.
 """  # noqa: D400
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,15 @@ GRU, QUICK_GRU = (640, 64), (12, 4)
 
 _NAMES = ["label", "group", "split"]
 
-_SCORES = "scores.list.element.list.element"
+_SPLIT = {"scores.list.element.list.element": "BYTE_STREAM_SPLIT"}
 
 ENCODINGS: dict[str, dict[str, Any]] = {
     "plain": {"compression": "none"},
     "snappy": {"compression": "snappy"},
     "lz4": {"compression": "lz4"},
     "zstd": {"compression": "zstd"},
-    "bytes split": {"compression": "none", "column_encoding": {_SCORES: "BYTE_STREAM_SPLIT"}},
-    "bytes split, lz4": {"compression": "lz4", "column_encoding": {_SCORES: "BYTE_STREAM_SPLIT"}},
+    "bytes split": {"compression": "none", "column_encoding": _SPLIT},
+    "bytes split, lz4": {"compression": "lz4", "column_encoding": _SPLIT},
 }
 """Options of pyarrow; seqagg splits the bytes of scores and packs them by zstd."""
 
@@ -85,7 +86,7 @@ def _same(ours: Array, theirs: Array) -> Metrics:
 
 def _reading(name: str, path: Path) -> Way:
     size = path.stat().st_size / 1e6
-    read = lambda: pq.read_table(path, use_threads=False)  # noqa: E731
+    read = partial(pq.read_table, path, use_threads=False)
     return Way(name, read, answer=_scores, metrics=lambda _: {"megabytes": size})
 
 
@@ -105,13 +106,9 @@ def precisions(songs: int, hidden_size: int) -> Contest:
     for name, make in (("compiled", compiled), ("bfloat16", in_bfloat16), ("int8", in_int8)):
         made = make(packed)
         if _answers(made, data):
-            ways.append(Way(name, _answering(made, data)))
+            ways.append(Way(name, partial(gru.answer_packed, made, data)))
     frames = round(len(data.songs.values) / songs)
     return Contest("gru precision", "", Sizes(songs, frames, gru.N_COLUMNS), ways)
-
-
-def _answering(network: nn.Module, data: gru.Data) -> Callable[[], Array]:
-    return lambda: gru.answer_packed(network, data)
 
 
 def _answers(network: nn.Module, data: gru.Data) -> bool:

@@ -1,9 +1,10 @@
-"""exp and log without a call or a branch, so that the loop around them can be wide.
+"""What compiled loops share: how they are compiled and given arrays, and their exp and log.
 
 Conventions
 -----------
-The last digit or two of a number may be wrong. NaN stays NaN. They are for other loops to call,
-not for Python.
+exp, log and expit have no call and no branch, so that the loop around them can be wide. The last
+digit or two of a number may be wrong. NaN stays NaN. They are for other loops to call, not for
+Python.
 """
 
 from __future__ import annotations
