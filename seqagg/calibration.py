@@ -48,6 +48,13 @@ _LEANING = 0.1
 _FOLDS = 5
 """In which weights are held out that shall not be judged by the songs they were fitted to."""
 
+LEAST_WEIGHT = -1.9
+"""Two probabilities differ by at most half of what their logarithms do (tanh(d / 2) <= d / 2), so
+that from -2 times on, beside these, they leave the order of classes as it is."""
+
+_LEAST_OWN = 1e-3
+"""No probability is weighed as if its logarithm said less than this."""
+
 _RANGE = 10.0
 """The log of the inverse temperature is sought within plus and minus this."""
 
@@ -327,6 +334,53 @@ def fit_mixture_weights(
     start = np.concatenate([around / unit, own])
     best = scipy.optimize.minimize(cost, start, jac=True, method="L-BFGS-B", bounds=bounds)
     return np.asarray(best.x[:n_parts] * unit), float(best.fun)
+
+
+def weigh_shares(log_shares: Floats, weight: float, power: float) -> Floats:
+    """Log shares of votes, and beside them powers of the shares that sum to 1.
+
+    Parameters
+    ----------
+    log_shares : ndarray of shape (n_songs, n_classes)
+        Up to a constant per song.
+    weight, power : float
+        From `fit_share_weight`.
+    """
+    if weight == 0:
+        return log_shares
+    return np.asarray(log_shares + weight * np.exp(log_softmax(power * log_shares)))
+
+
+def fit_share_weight(log_shares: Floats, y: Ints) -> tuple[float, float]:
+    """Weight and power of shares beside their logarithms that make the labels likeliest.
+
+    A temperature alone cannot be right both for a class with a vote or two among many and for one
+    that has nearly all. So what it gives, a power of the shares, is added to its own logarithm;
+    the prior is that of `fit_mixture_weights`.
+
+    Parameters
+    ----------
+    log_shares : ndarray of shape (n_songs, n_classes)
+        Up to a constant per song.
+    y : ndarray of int, shape (n_songs,)
+        Class indices.
+
+    Returns
+    -------
+    weight : float
+        At least `LEAST_WEIGHT` divided by the power, so that the order of classes stays as it is.
+    power : float
+        The inverse temperature.
+    """
+    if len(y) == 0 or log_shares.shape[1] < 2:
+        return 0.0, 1.0
+    power = fit_inverse_temperature(log_shares, y)
+    log_p = log_softmax(power * log_shares)
+    p = np.exp(log_p)
+    # No mix of these two, each at least 0 times, turns the order of two classes round.
+    parts = np.stack([log_p + LEAST_WEIGHT * p, p])
+    (own, more), _ = fit_mixture_weights(parts, y, around=np.array([1.0, -LEAST_WEIGHT]))
+    return float(more / max(own, _LEAST_OWN) + LEAST_WEIGHT) / power, power
 
 
 def unseen_losses(parts: Floats, y: Ints, groups: Ints, around: Floats, seed: int) -> Floats:

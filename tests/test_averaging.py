@@ -14,7 +14,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from seqagg import MajorityVote, MeanLogOdds, MeanProbability, Songs, averages
 from seqagg.aggregators.base import Aggregator
-from seqagg.errors import ParameterError, SongError
+from seqagg.aggregators.saving import pack, unpack
+from seqagg.calibration import LEAST_WEIGHT, weigh_shares
+from seqagg.errors import ModelFileError, ParameterError, SongError
 from seqagg.kernels.segments import segment_max, segment_mean, segment_sum, segment_votes
 from tests import reference
 from tests.conftest import frames_of, integer_labels, order_free_songs
@@ -255,7 +257,7 @@ class TestCalibration:
     def loss(self, log_proba: Floats, y: npt.NDArray[np.int64]) -> float:
         return -math.fsum(row[k] for row, k in zip(log_proba, y, strict=True)) / len(y)
 
-    @every_rule
+    @pytest.mark.parametrize("rule", RULES[1:], ids=lambda rule: rule.__name__)
     def test_no_other_temperature_is_much_likelier(self, rule: Rule) -> None:
         songs, y = self.overconfident()
         own = rule().fit(songs.replace(labels=None)).predict_log_proba(songs)
@@ -266,6 +268,38 @@ class TestCalibration:
             by_hand.append(self.loss(np.array(log_proba), y))
         # The prior on the temperature is worth one of the 60 songs.
         assert min(by_hand) - 1e-9 <= calibrated <= min(by_hand) + 0.02
+
+    def test_no_other_weight_of_the_shares_is_much_likelier(self) -> None:
+        songs, y = self.overconfident()
+        own = MajorityVote().fit(songs.replace(labels=None)).predict_log_proba(songs)
+        calibrated = self.loss(MajorityVote().fit(songs).predict_log_proba(songs), y)
+        by_hand, by_temperature = [], []
+        for beta in np.geomspace(0.01, 10, 40):
+            for weight in np.linspace(-2, 20, 45):
+                rows = [beta * (row + weight * np.exp(row)) for row in own]
+                log_proba = [row - reference.log_sum_exp(row) for row in rows]
+                by_hand.append(self.loss(np.array(log_proba), y))
+                if weight == 0:
+                    by_temperature.append(by_hand[-1])
+        # Shares count by a power of theirs, and the priors are worth two of the 60 songs.
+        assert calibrated < min(by_temperature) - 0.004
+        assert abs(calibrated - min(by_hand)) < 0.01
+
+    def test_the_shares_leave_the_order_of_votes(self) -> None:
+        rng = np.random.default_rng(0)
+        log_shares = np.log(rng.dirichlet(np.full(4, 0.3), size=2000))
+        log_shares[::2, 1] = log_shares[::2, 0] + 1e-6
+        for power in (0.1, 1.0, 8.0):
+            mixed = weigh_shares(log_shares, LEAST_WEIGHT / power, power)
+            assert_array_equal(np.argsort(mixed, axis=1), np.argsort(log_shares, axis=1))
+
+    @pytest.mark.parametrize("shape", [[-1.0, 2.5], [1.0, 0.0], [np.nan, 1.0], [1.0], [1e300, 1.0]])
+    def test_a_file_that_would_turn_the_order_round(self, shape: list[float]) -> None:
+        songs, _ = self.overconfident()
+        model = MajorityVote().fit(songs)
+        header, arrays = pack(model)
+        with pytest.raises(ModelFileError, match=r"shape|finite"):
+            unpack(header, arrays | {"state.shape": np.array(shape)})
 
     def test_overconfidence_is_taken_back(self) -> None:
         songs, y = self.overconfident()

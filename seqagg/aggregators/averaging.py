@@ -10,13 +10,17 @@ is averaged by itself and compared with no other.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 from scipy.special import expit
 
-from seqagg.aggregators.base import Aggregator, Floats, Ints, OnEmpty
+from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
+from seqagg.aggregators.state import check_floats
 from seqagg.averages import Averages, RunningAverages, WholeSongs
+from seqagg.calibration import LEAST_WEIGHT, fit_share_weight, weigh_shares
+from seqagg.errors import ModelFileError
 from seqagg.kernels.scores import log_expit
 from seqagg.songs import Songs
 from seqagg.streaming import Memory
@@ -88,7 +92,8 @@ class MajorityVote(_Average):
 
     Equal votes are decided by the mean probability. For its probabilities the votes are
     smoothed by one more vote, shared out as the mean probability shares it, so that a class
-    without a vote is unlikely but not impossible.
+    without a vote is unlikely but not impossible. Beside the logarithms of these shares of votes
+    stand powers of theirs, with a weight that suits the training songs; this leaves their order.
 
     Parameters
     ----------
@@ -106,6 +111,7 @@ class MajorityVote(_Average):
     """
 
     _needed: ClassVar[tuple[str, ...]] = ("votes", "approvals", "probability", "improbability")
+    _shape: tuple[float, float]
 
     def _number(self, averages: Averages) -> Floats:
         votes = averages["approvals" if self.multilabel_ else "votes"]
@@ -125,6 +131,26 @@ class MajorityVote(_Average):
         gaps = np.diff(np.sort(votes[divided], axis=1), axis=1, append=np.inf)
         gap[divided] = np.where(gaps > 1e-9, gaps, 1.0).min(axis=1, keepdims=True).clip(max=1.0)
         return np.asarray(_log(votes + gap * mean) - np.log(n + 1.0))
+
+    def _calibrate(self, log_scores: Floats, y: Ints) -> None:
+        self._shape = (0.0, 1.0) if self.multilabel_ else fit_share_weight(log_scores, y)
+        super()._calibrate(weigh_shares(log_scores, *self._shape), y)
+
+    def _calibrated(self, log_scores: Floats) -> Floats:
+        return super()._calibrated(weigh_shares(log_scores, *self._shape))
+
+    def _state(self) -> dict[str, Array]:
+        # Nothing of no weight, as in the first files.
+        return {"shape": np.array(self._shape)} if self._shape[0] != 0 else {}
+
+    def _set_state(self, arrays: Mapping[str, Array]) -> None:
+        self._shape = 0.0, 1.0
+        if arrays:
+            check_floats(arrays, {} if self.multilabel_ else {"shape": (2,)})
+            weight, power = map(float, arrays["shape"])
+            if power <= 0 or weight * power < LEAST_WEIGHT - 1e-9:
+                raise ModelFileError(f"shape {weight}, {power} turns the order of classes round")
+            self._shape = weight, power
 
 
 class MeanProbability(_Average):
