@@ -35,6 +35,12 @@ def jit_fused(function: Any) -> Any:
     return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})(function)
 
 
+def jit_summed(function: Any) -> Any:
+    """Compile likewise; sums may be taken in any order, without which they cannot be wide."""
+    options = {"contract", "reassoc"}
+    return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=options)(function)
+
+
 def readable(array: Array, dtype: type | None = None) -> Array:
     """Contiguous and read-only: numba would compile the loops anew for each other combination."""
     view = np.require(array, dtype, ["C", "A"]).view()

@@ -277,9 +277,7 @@ def expectations(
         M-step's differences lose digits.
     """
     center = frames.mean(axis=0) if center is None else center
-    packs = _packs(offsets)
-    packed = [(pack, _gathered(pack, frames, center)) for pack in packs]
-    return _expect(packed, model, center)
+    return _expect(_gathered_packs(frames, offsets, center), model, center)
 
 
 def posteriors(frames: Floats, offsets: Ints, model: GaussianParameters) -> Floats:
@@ -303,11 +301,27 @@ def _packs(offsets: Ints) -> list[Pack]:
     return pack_songs(offsets[:-1], np.diff(offsets), _SONGS, _WINDOW)
 
 
-def _gathered(pack: Pack, frames: Floats, center: Floats) -> Floats:
-    """Frames of a pack less the center, shape (n_features, n_columns)."""
-    x = np.empty((len(center), pack.starts[-1]), center.dtype)
+def _gathered(pack: Pack, frames: Floats, center: Floats, room: Floats | None = None) -> Floats:
+    """Frames of a pack less the center, shape (n_features, n_columns); in the room, if given."""
+    shape = (len(center), pack.starts[-1])
+    x = np.empty(shape, center.dtype) if room is None else room.reshape(shape)
     gather(frames, pack.first, 1, pack.starts, center, x)
     return x
+
+
+def _gathered_packs(frames: Floats, offsets: Ints, center: Floats) -> list[tuple[Pack, Floats]]:
+    """All packs and their frames less the center.
+
+    They share one array: memory for many comes from the system page by page, which takes longer
+    than to fill it.
+    """
+    packs = _packs(offsets)
+    ends = np.cumsum([len(center) * pack.starts[-1] for pack in packs])
+    rooms = np.split(np.empty(ends[-1]), ends[:-1])
+    return [
+        (pack, _gathered(pack, frames, center, room))
+        for pack, room in zip(packs, rooms, strict=True)
+    ]
 
 
 def _expect(
@@ -421,8 +435,7 @@ def fit_em(
         Log likelihood of all songs before each M-step.
     """
     center = frames.mean(axis=0)
-    packs = _packs(offsets)
-    packed = [(pack, _gathered(pack, frames, center)) for pack in packs]
+    packed = _gathered_packs(frames, offsets, center)
     history: list[float] = []
     for _ in range(n_iter):
         found = _expect(packed, model, center)
