@@ -21,10 +21,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Made again only when what it was made from has changed.
+# Made again only when what it was made from has changed. Python compiles what it imports, of which
+# there is far less than all.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,tunes,plots,skops,ray,fuzz]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test,tunes,plots,skops,ray,fuzz]'
 	touch $@
 
 clean:
