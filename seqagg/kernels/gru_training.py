@@ -41,7 +41,7 @@ class Heard:
     lengths: Ints  # (n_songs,) in this order
     starts: Ints  # (n_steps + 1,)
     x: Floats  # (n_frames, n_columns)
-    room: Floats
+    room: Floats  # memory, which others have afterwards
     gates: Floats  # (n_frames, 3 * n_units) reset, update and new, as they were; in the room
     memory: Floats  # (n_frames, 3 * n_units) what each heard of the state before; in the room
     states: Floats  # (n_frames, n_units); in the room
