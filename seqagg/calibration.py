@@ -8,7 +8,8 @@ alone that knows how:
 - ``y`` of shape (n_songs,) holds class indices, one label per song. Log scores are defined up to a
   constant per song; *normalized*, by their softmax, they are log probabilities. They are
   calibrated by an inverse temperature, which multiplies them before the softmax and so never
-  changes which class is highest, and for methods that learn by a small bias of each class.
+  changes which class is highest, and for methods that learn by a small bias of each class. Shares
+  of votes are weighed beside their logarithms first.
 - ``y`` of shape (n_songs, n_classes) is an indicator, any number of labels per song. Log scores are
   the log-odds of each class by itself, normalized as they stand. They are calibrated by Platt's
   sigmoid: an inverse temperature for all classes, and a bias for each.

@@ -163,7 +163,7 @@ def _majority(g: Graph, model: Any, songs: Batch) -> str:
     gap = g.reduce("Min", g("Concat", gaps, one, axis=1), 1, keep=True)
     log_votes = g.log(g("Add", votes, g("Mul", gap, songs.mean_probability())))
     log_share = g("Sub", log_votes, g("Log", g("Add", songs.count, 1.0)))
-    weight, power = model._shape
+    weight, power = model._share_weight
     powers = g("Softmax", g("Mul", log_share, power), axis=1)
     return str(g("Add", log_share, g("Mul", powers, weight)))
 

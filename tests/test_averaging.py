@@ -298,8 +298,8 @@ class TestCalibration:
         songs, _ = self.overconfident()
         model = MajorityVote().fit(songs)
         header, arrays = pack(model)
-        with pytest.raises(ModelFileError, match=r"shape|finite"):
-            unpack(header, arrays | {"state.shape": np.array(shape)})
+        with pytest.raises(ModelFileError, match=r"share_weight|finite"):
+            unpack(header, arrays | {"state.share_weight": np.array(shape)})
 
     def test_overconfidence_is_taken_back(self) -> None:
         songs, y = self.overconfident()

@@ -28,6 +28,7 @@ from seqagg.aggregators.gru import SongNetwork
 from seqagg.aggregators.recurrent import mean_and_highest
 from seqagg.aggregators.start import AverageStart
 from seqagg.errors import ParameterError
+from seqagg.kernels import gru_training
 from seqagg.kernels.gru import pooled_states
 from tests import reference, reference_models
 from tests.conftest import (
@@ -232,8 +233,16 @@ class TestAgainstPyTorch:
 
     @pytest.mark.parametrize("loud", [1.0, 10.0])
     @pytest.mark.parametrize("backwards", [False, True])
-    def test_compiled_slopes(self, backwards: bool, loud: float) -> None:
-        """Those that autograd finds through packed songs; also of units that are full."""
+    def test_compiled_slopes(
+        self, backwards: bool, loud: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those that autograd finds through packed songs; also of units that are full.
+
+        Whatever the batch before has left in memory.
+        """
+        rooms, room = gru_training._Rooms(), np.full(100_000, np.nan, np.float32)
+        rooms.give_back(room)
+        monkeypatch.setattr(gru_training, "_rooms", rooms)
         generator = torch.Generator().manual_seed(2)
         gru = nn.GRU(3, 20, batch_first=True)
         for parameter in gru.parameters():
@@ -252,6 +261,8 @@ class TestAgainstPyTorch:
         assert_allclose(found.detach(), expected.detach(), rtol=1e-5, atol=2e-6)
         for own, theirs in zip(slopes(found), slopes(expected), strict=True):
             assert_allclose(own, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+        assert np.isfinite(room).any(), "it was used"
+        assert rooms.take(1) is room
 
     def test_units_that_are_full_from_the_first_frame(self) -> None:
         """Their states are 1 and -1 to the last bit."""

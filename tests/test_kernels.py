@@ -28,6 +28,7 @@ from seqagg.kernels.hmm import (
     posteriors,
     with_jacobian,
 )
+from seqagg.kernels.hmm_loops import _add_products
 from seqagg.kernels.packing import pack_songs
 from seqagg.kernels.segments import segment_max, segment_mean, segment_sum, segment_votes
 from tests import reference, reference_models
@@ -753,3 +754,14 @@ class TestJacobian:
         back = np.linalg.solve(self.BASIS.T, draws.T).T + self.CENTER
         assert_allclose(back.mean(axis=0), plain.means[1], rtol=0, atol=0.05)
         assert_allclose(np.cov(back.T), plain.covars[1], rtol=0.03, atol=0.05)
+
+
+@pytest.mark.parametrize("n_a", [1, 2, 3, 5])
+@pytest.mark.parametrize("n_b", [1, 3, 4, 5, 9])
+@pytest.mark.parametrize("n", [1, 7, 384])
+def test_products_of_few_rows(n_a: int, n_b: int, n: int) -> None:
+    rng = np.random.default_rng([n_a, n_b, n])
+    a, b, out = (rng.random(shape) for shape in ((n_a, n), (n_b, n), (n_a, n_b)))
+    expected = out + a @ b.T
+    _add_products(a, b, out)
+    assert_allclose(out, expected, rtol=1e-13)

@@ -111,7 +111,7 @@ class MajorityVote(_Average):
     """
 
     _needed: ClassVar[tuple[str, ...]] = ("votes", "approvals", "probability", "improbability")
-    _shape: tuple[float, float]
+    _share_weight: tuple[float, float]
 
     def _number(self, averages: Averages) -> Floats:
         votes = averages["approvals" if self.multilabel_ else "votes"]
@@ -133,24 +133,24 @@ class MajorityVote(_Average):
         return np.asarray(_log(votes + gap * mean) - np.log(n + 1.0))
 
     def _calibrate(self, log_scores: Floats, y: Ints) -> None:
-        self._shape = (0.0, 1.0) if self.multilabel_ else fit_share_weight(log_scores, y)
-        super()._calibrate(weigh_shares(log_scores, *self._shape), y)
+        self._share_weight = (0.0, 1.0) if self.multilabel_ else fit_share_weight(log_scores, y)
+        super()._calibrate(weigh_shares(log_scores, *self._share_weight), y)
 
     def _calibrated(self, log_scores: Floats) -> Floats:
-        return super()._calibrated(weigh_shares(log_scores, *self._shape))
+        return super()._calibrated(weigh_shares(log_scores, *self._share_weight))
 
     def _state(self) -> dict[str, Array]:
         # Nothing of no weight, as in the first files.
-        return {"shape": np.array(self._shape)} if self._shape[0] != 0 else {}
+        return {"share_weight": np.array(self._share_weight)} if self._share_weight[0] != 0 else {}
 
     def _set_state(self, arrays: Mapping[str, Array]) -> None:
-        self._shape = 0.0, 1.0
+        self._share_weight = 0.0, 1.0
         if arrays:
-            check_floats(arrays, {} if self.multilabel_ else {"shape": (2,)})
-            weight, power = map(float, arrays["shape"])
+            check_floats(arrays, {} if self.multilabel_ else {"share_weight": (2,)})
+            weight, power = map(float, arrays["share_weight"])
             if power <= 0 or weight * power < LEAST_WEIGHT - 1e-9:
-                raise ModelFileError(f"shape {weight}, {power} turns the order of classes round")
-            self._shape = weight, power
+                raise ModelFileError(f"share_weight {weight}, {power} turns the order round")
+            self._share_weight = weight, power
 
 
 class MeanProbability(_Average):

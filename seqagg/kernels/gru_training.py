@@ -9,8 +9,8 @@ lies in one piece. Weights are PyTorch's, with its order of gates: reset, update
 PyTorch records some thirty operations per step and goes back through them one by one: three
 quarters of its time are no matrix products. Here a step is one product and a few loops, forwards
 and back, and what the weights make of all steps is one product in the end. The memory for all this
-is kept from batch to batch: from the system it came page by page, which took up to a third of the
-time.
+is kept from batch to batch: from the system it came page by page, which took up to a quarter of the
+way there.
 
 References
 ----------

@@ -304,10 +304,9 @@ def _packs(offsets: Ints) -> list[Pack]:
     return pack_songs(offsets[:-1], np.diff(offsets), _SONGS, _WINDOW)
 
 
-def _gathered(pack: Pack, frames: Floats, center: Floats, room: Floats | None = None) -> Floats:
-    """Frames of a pack less the center, shape (n_features, n_columns); in the room, if given."""
-    shape = (len(center), pack.starts[-1])
-    x = np.empty(shape, center.dtype) if room is None else room.reshape(shape)
+def _gathered(pack: Pack, frames: Floats, center: Floats) -> Floats:
+    """Frames of a pack less the center, shape (n_features, n_columns)."""
+    x = np.empty((len(center), pack.starts[-1]), center.dtype)
     gather(frames, pack.first, 1, pack.starts, center, x)
     return x
 
@@ -321,10 +320,10 @@ def _gathered_packs(frames: Floats, offsets: Ints, center: Floats) -> list[tuple
     packs = _packs(offsets)
     ends = np.cumsum([len(center) * pack.starts[-1] for pack in packs])
     rooms = np.split(np.empty(ends[-1]), ends[:-1])
-    return [
-        (pack, _gathered(pack, frames, center, room))
-        for pack, room in zip(packs, rooms, strict=True)
-    ]
+    packed = [(pack, x.reshape(len(center), -1)) for pack, x in zip(packs, rooms, strict=True)]
+    for pack, x in packed:
+        gather(frames, pack.first, 1, pack.starts, center, x)
+    return packed
 
 
 def _expect(

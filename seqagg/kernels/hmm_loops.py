@@ -235,11 +235,7 @@ def _densities(b, low, high, top):  # type: ignore[no-untyped-def]
     low, n = max(low, 0), b.shape[1]
     for c in range(n):
         top[c] = b[low, c]
-    pairs = low + 1 + (high - low - 1) // 2 * 2
-    for j in range(low + 1, pairs, 2):  # to load and store the highest less often
-        for c in range(n):
-            top[c] = max(top[c], max(b[j, c], b[j + 1, c]))
-    for j in range(pairs, high):
+    for j in range(low + 1, high):
         for c in range(n):
             top[c] = max(top[c], b[j, c])
     for j in range(low, high):
