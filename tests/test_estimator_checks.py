@@ -20,8 +20,8 @@ from seqagg.songs import as_songs
 
 QUICK: dict[str, dict[str, Any]] = {
     "hmm": {"n_states": 2, "n_iter": 2, "n_folds": 2, "covariance_type": "diag"},
-    "gru": {"hidden_size": 2, "epochs": 10, "n_folds": 2},
-    "mil": {"hidden_size": 2, "epochs": 10, "n_folds": 2},
+    "gru": {"hidden_size": 2, "epochs": 10, "n_folds": 2, "n_repeats": 1},
+    "mil": {"hidden_size": 2, "epochs": 10, "n_folds": 2, "n_repeats": 1},
     "stack": {"n_folds": 2, "n_parts": 2},
     "auto": {"methods": ("stack",), "parameters": {"stack": {"n_folds": 2, "n_parts": 2}}},
 }

@@ -42,10 +42,10 @@ from tests.conftest import (
 )
 
 PARAMETERS: dict[str, dict[str, Any]] = {
-    "hmm": {"n_iter": 10},
-    "gru": {"epochs": 40, "hidden_size": 16, "min_crop": 0.8, "n_folds": 2},
-    "mil": {"epochs": 20, "hidden_size": 16, "n_folds": 2},
-    "auto": {"methods": ("hmm", "stack"), "parameters": {"hmm": {"n_states": 3}}},
+    "hmm": {"n_iter": 5, "n_folds": 2},
+    "gru": {"epochs": 40, "hidden_size": 16, "min_crop": 0.8, "n_folds": 2, "n_repeats": 1},
+    "mil": {"epochs": 20, "hidden_size": 16, "n_folds": 2, "n_repeats": 1},
+    "auto": {"methods": ("hmm", "stack"), "parameters": {"hmm": {"n_states": 3, "n_folds": 2}}},
 }
 """What makes a slow method fast enough here, and still better than chance where order matters."""
 

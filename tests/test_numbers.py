@@ -26,8 +26,8 @@ Floats = npt.NDArray[np.float64]
 
 QUICK: dict[str, dict[str, Any]] = {
     "hmm": {"n_states": 2, "n_iter": 3, "n_folds": 2, "min_frames": 2},
-    "gru": {"hidden_size": 4, "epochs": 2, "n_folds": 2},
-    "mil": {"hidden_size": 4, "epochs": 2, "n_folds": 2},
+    "gru": {"hidden_size": 4, "epochs": 2, "n_folds": 2, "n_repeats": 1},
+    "mil": {"hidden_size": 4, "epochs": 2, "n_folds": 2, "n_repeats": 1},
     "stack": {"n_folds": 2},
     "auto": {
         "methods": ("hmm", "stack", "gru"),

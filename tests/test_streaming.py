@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float64]
 
 TRAINING, QUERIES = mixed_songs(40), mixed_songs(6, seed=1)
 
-QUICK = {"epochs": 3, "hidden_size": 8, "n_folds": 2}
+QUICK = {"epochs": 3, "hidden_size": 8, "n_folds": 2, "n_repeats": 1}
 
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "mean": ("mean", {}),

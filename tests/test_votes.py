@@ -132,7 +132,7 @@ class TestTrainingHelps:
 
     def test_the_epoch_is_the_others_choice(self) -> None:
         found = []
-        for seed in range(40):
+        for seed in range(12):
             before, after, records, rounds, y = self.make(0.3, seed, noise=0.7)
             expected = oracle(records, rounds, y)
             was, now = (calibrated_losses(v.mean, y) for v in (before, after))
@@ -140,7 +140,7 @@ class TestTrainingHelps:
             clear = gain.mean() > gain.std() / np.sqrt(len(y))
             assert self.ask(0.3, seed, noise=0.7) == (expected and bool(clear))
             found.append(expected)
-        assert 5 < sum(found) < 35
+        assert 2 < sum(found) < 10
 
     def test_without_songs_held_out_nothing_speaks_against_it(self) -> None:
         votes = Votes(np.zeros((1, 5, 3)), np.zeros((1, 5), dtype=bool), 1)
