@@ -25,10 +25,10 @@ import numpy.typing as npt
 
 from seqagg.aggregators import AGGREGATORS
 from seqagg.aggregators.base import Aggregator
-from seqagg.calibration import prior_scores
+from seqagg.calibration import Certainty, prior_scores
 from seqagg.errors import ParameterError
 from seqagg.files import atomic_write
-from seqagg.onnx_graph import IMPOSSIBLE, TINY, Batch, Graph, start_scores
+from seqagg.onnx_graph import IMPOSSIBLE, TINY, Batch, Graph, certain, start_scores
 from seqagg.onnx_networks import gru, mil
 
 if TYPE_CHECKING:
@@ -163,9 +163,7 @@ def _majority(g: Graph, model: Any, songs: Batch) -> str:
     gap = g.reduce("Min", g("Concat", gaps, one, axis=1), 1, keep=True)
     log_votes = g.log(g("Add", votes, g("Mul", gap, songs.mean_probability())))
     log_share = g("Sub", log_votes, g("Log", g("Add", songs.count, 1.0)))
-    weight, power = model._share_weight
-    powers = g("Softmax", g("Mul", log_share, power), axis=1)
-    return str(g("Add", log_share, g("Mul", powers, weight)))
+    return certain(g, str(log_share), Certainty(1.0, *model._share_weight))
 
 
 def _ints(value: int) -> Array:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from seqagg.aggregators.base import Aggregator
 from seqagg.aggregators.start import LEAST_PROBABILITY, AverageStart
+from seqagg.calibration import Certainty
 from seqagg.logodds import LIMIT
 
 Array = npt.NDArray[Any]
@@ -181,12 +182,20 @@ class Batch:
 def start_scores(g: Graph, start: AverageStart, songs: Batch) -> str:
     """What `AverageStart.scores` gives, (b, k)."""
     scores = g("Add", g("MatMul", songs.mean(songs.frames), start.weight), start.bias)
-    if start.share == 0:
-        return str(scores)
-    return add_log_mean_probability(g, scores, start.share, songs)
+    if start.share != 0:
+        scores = add_log_mean_probability(g, scores, start.share, songs)
+    return certain(g, scores, start.certainty)
 
 
 def add_log_mean_probability(g: Graph, scores: str, share: float, songs: Batch) -> str:
     """Scores and a share of the log mean probability, (b, k)."""
     log_mean = g.log(songs.mean_probability(), LEAST_PROBABILITY)
     return str(g("Add", scores, g("Mul", log_mean, share)))
+
+
+def certain(g: Graph, scores: str, certainty: Certainty) -> str:
+    """What `Certainty.of` makes of scores, (b, k)."""
+    if certainty.own == 0:
+        return scores
+    p = g("Softmax", g("Mul", scores, certainty.sure), axis=1)
+    return str(g("Add", g("Mul", scores, certainty.before), g("Mul", p, certainty.own)))

@@ -15,8 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from seqagg.aggregators.start import CLIP, AverageStart
+from seqagg.calibration import Certainty
 from seqagg.errors import ParameterError
-from seqagg.onnx_graph import IMPOSSIBLE, TINY, Batch, Graph, add_log_mean_probability, start_scores
+from seqagg.onnx_graph import (
+    IMPOSSIBLE,
+    TINY,
+    Batch,
+    Graph,
+    add_log_mean_probability,
+    certain,
+    start_scores,
+)
 
 Array = npt.NDArray[Any]
 
@@ -75,7 +84,8 @@ def _song_network(g: Graph, network: Any, songs: Batch, heard: _Heard) -> str:
         highest.append(g.cast(high, np.float64))
     pooled = g("Concat", *means, *highest, axis=1)
     correction = _linear(g, p, "output", pooled)
-    start = AverageStart(_double(p["weight"]), _double(p["bias"]), float(p["share"]))
+    certainty = Certainty(*p["certainty"].tolist())
+    start = AverageStart(_double(p["weight"]), _double(p["bias"]), float(p["share"]), certainty)
     return str(g("Add", g("Mul", start_scores(g, start, songs), float(p["scale"])), correction))
 
 
@@ -132,6 +142,7 @@ def _pooled_network(g: Graph, network: Any, songs: Batch, pool: Any) -> str:
     pooled = pool(g, _arrays(network.pooling), songs, scores)
     if network.share > 0:
         pooled = add_log_mean_probability(g, pooled, float(network.share.item()), songs)
+    pooled = certain(g, pooled, Certainty(*network.certainty.tolist()))
     return str(g("Mul", pooled, float(network.scale.item())))
 
 

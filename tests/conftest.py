@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ import numpy.typing as npt
 import torch
 from hypothesis import settings
 
-from seqagg import Songs
+from seqagg import AutoAggregator, Songs
+from seqagg.calibration import Certainty
 from seqagg.logodds import Task
 
 # The first call of a compiled loop takes a second, on a busy machine several.
@@ -130,6 +132,39 @@ def integer_labels(songs: Songs) -> npt.NDArray[np.int64]:
     if songs.task == "multilabel":
         return np.array([[int(c in row) for c in songs.columns] for row in songs.labels])
     return np.array([songs.columns.index(label) for label in songs.labels])
+
+
+def songs_sometimes_of_no_use(n: int, seed: int = 0) -> Songs:
+    """A third of the songs are as sure as the others, of a class at random."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    said = np.where(rng.random(n) < 1 / 3, rng.integers(0, 3, n), y)
+    frames = rng.normal(-3.0, 1.5, size=(n, 10, 3)) + rng.normal(0, 2, size=(n, 1, 3))
+    frames[np.arange(n), :, said] += 5.5
+    labels = [COLUMNS[k] for k in y]
+    return Songs.from_arrays(list(frames), columns=COLUMNS, labels=labels)
+
+
+def make_certain(model: Any) -> Any:
+    """Give a fitted model of one label per song a certainty, whatever was worth it."""
+    certainty = Certainty(0.6, 1.7, 1.3)
+    start = getattr(model, "_start", None)
+    if start is not None and start.share > 0:
+        model._start = replace(start, certainty=certainty)
+    for network in getattr(model, "networks_", []):
+        if getattr(network, "share", 0) > 0:
+            network.certainty.copy_(torch.tensor(certainty))
+    if isinstance(model, AutoAggregator) and not model.multilabel_:
+        model._certainty = certainty
+    return model
+
+
+def mix_of(start: Any) -> tuple[float, tuple[float, ...]]:
+    """Share of the log mean probability in a start or network, and its certainty."""
+    certainty = start.certainty
+    return float(start.share), tuple(
+        certainty if isinstance(certainty, tuple) else certainty.tolist()
+    )
 
 
 def shake(model: Any) -> Any:

@@ -32,10 +32,18 @@ def log_mean_probability(frames: Frames) -> list[float]:
     ]
 
 
-def mixed_average(frames: Frames, share: float) -> list[float]:
-    """Mean log-odds and log mean probability, the latter with this share."""
+def mixed_average(frames: Frames, share: float, certainty: Sequence[float]) -> list[float]:
+    """Mean log-odds and log mean probability, the latter with this share; see `as_certain`."""
     parts = zip(mean_over_frames(frames), log_mean_probability(frames), strict=True)
-    return [(1 - share) * log_odds + share * probability for log_odds, probability in parts]
+    mix = [(1 - share) * log_odds + share * probability for log_odds, probability in parts]
+    return as_certain(mix, certainty)
+
+
+def as_certain(scores: Sequence[float], certainty: Sequence[float]) -> list[float]:
+    """``before * scores + own * softmax(sure * scores)``."""
+    before, own, sure = certainty
+    beside = softmax([sure * score for score in scores])
+    return [before * score + own * p for score, p in zip(scores, beside, strict=True)]
 
 
 def vote_shares(frames: Frames) -> list[float]:

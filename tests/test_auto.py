@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from sklearn.metrics import log_loss
 from seqagg import Songs, load
 from seqagg.aggregators import make_aggregator
 from seqagg.aggregators.auto import AutoAggregator
-from seqagg.calibration import paired_gain
-from seqagg.errors import ParameterError
-from tests import reference_models
+from seqagg.aggregators.saving import pack, unpack
+from seqagg.calibration import AS_IT_IS, paired_gain
+from seqagg.errors import ModelFileError, ParameterError
+from tests import reference, reference_models
 from tests.conftest import (
     COLUMNS,
     frames_of,
@@ -27,6 +30,7 @@ from tests.conftest import (
     leaning,
     order_free_songs,
     order_songs,
+    songs_sometimes_of_no_use,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -202,6 +206,59 @@ class TestChoice:
         model = auto("stack").fit(order_songs(30), groups=["all"] * 30)
         assert set(model.weights_) <= {"mean", "logodds"}
         assert np.isfinite(model.predict_log_proba(order_songs(3, seed=1))).all()
+
+
+@functools.cache
+def kept(*, certain: bool = True) -> AutoAggregator:
+    """Averaging, with its probabilities beside it unless these are not asked for."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not certain:
+            patch.setattr("seqagg.aggregators.auto.fit_certainty", lambda *_: AS_IT_IS)
+        model = auto("stack", n_errors=1e9).fit(songs_sometimes_of_no_use(300))
+    assert set(model.weights_) <= {"mean", "logodds"}
+    return model
+
+
+class TestCertainty:
+    """What stands beside averaging, where that is kept."""
+
+    def test_new_songs_are_likelier(self) -> None:
+        unseen = songs_sometimes_of_no_use(600, 1)
+        models = kept(), kept(certain=False)
+        assert [model._certainty == AS_IT_IS for model in models] == [False, True]
+        assert ["certainty" in model._learnt() for model in models] == [True, False]
+        losses = [log_loss(unseen.labels, model.predict_proba(unseen)) for model in models]
+        assert losses[0] < losses[1] - 0.01
+
+    def test_it_is_the_blend_and_its_probabilities(self) -> None:
+        model, without = kept(), kept(certain=False)
+        unseen = songs_sometimes_of_no_use(60, 1)
+        blend = without.decision_function(unseen) - leaning(without)
+        by_loops = [reference.as_certain(row, model._certainty) for row in blend.tolist()]
+        expected = np.array(by_loops) + leaning(model)
+        assert_allclose(model.decision_function(unseen), expected, atol=1e-9)
+        assert re.search(r"and beside it [\d.]+ of the probability that it", model.fit_report_)
+
+    def test_not_by_chance(self) -> None:
+        """Labels are drawn from the probabilities of averaging."""
+        found = []
+        for seed in range(6):
+            rng = np.random.default_rng(seed)
+            arrays = rng.normal(size=(120, 6, 3)) + rng.normal(size=(120, 1, 3))
+            songs = Songs.from_arrays(list(arrays), columns=COLUMNS)
+            p = make_aggregator("logodds").fit(songs).predict_proba(songs)
+            labels = [rng.choice(COLUMNS, p=row) for row in p]
+            found.append(auto("stack", n_errors=1e9).fit(songs, labels)._certainty != AS_IT_IS)
+        assert sum(found) <= 2
+
+    @pytest.mark.parametrize(
+        "certainty", [(0.5, -1.0, 1.0), (0.0, 1.0, 1.0), (0.5,), (0.5, 1e200, 1.0)]
+    )
+    def test_a_file_that_says_what_cannot_be(self, certainty: tuple[float, ...]) -> None:
+        header, arrays = pack(kept())
+        wrong = arrays | {"state.certainty": np.array(certainty)}
+        with pytest.raises(ModelFileError, match="certainty"):
+            unpack(header, wrong)
 
 
 class TestColumnsThatAreNoClasses:

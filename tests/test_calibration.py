@@ -14,16 +14,22 @@ from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 
 from seqagg.calibration import (
+    AS_IT_IS,
+    LEAST_WEIGHT,
+    Certainty,
     fit_calibration,
+    fit_certainty,
     fit_inverse_temperature,
     fit_mixture_weights,
     log_probabilities,
     negative_log_likelihood,
     prior_scores,
+    read_certainty,
     smoothed_prior,
     song_losses,
     unseen_losses,
 )
+from seqagg.errors import ModelFileError
 from seqagg.folds import grouped_folds
 from tests.reference_models import logistic_prior, loss_of_mix, loss_of_several
 
@@ -284,6 +290,55 @@ class TestMixture:
         fit_mixture_weights(parts, y, around)
         assert_array_equal(parts, before)
         assert around.tolist() == [1, 1]
+
+
+class TestCertainty:
+    def drawn(self, before: float, own: float, n: int) -> tuple[Floats, Ints]:
+        scores = 2 * np.random.default_rng(0).normal(size=(n, 3))
+        return scores, labels_drawn_from(before * scores + own * softmax(scores, axis=1))
+
+    def test_no_other_weights_are_likelier(self) -> None:
+        scores, y = self.drawn(0.4, 2.0, 300)
+        before, own, sure = fit_certainty(scores, y)
+        assert sure == fit_inverse_temperature(scores, y)
+        parts, found = (
+            np.stack([scores, softmax(sure * scores, axis=1)]),
+            sure * np.array([before, own]),
+        )
+        least = cost_of_mix(found, parts, y, (1.0, 0.0))
+        for step in ((0.02, 0), (-0.02, 0), (0, 0.1), (0, -0.1), (0.02, -0.1), (-0.02, 0.1)):
+            assert cost_of_mix(found + step, parts, y, (1.0, 0.0)) > least
+
+    def test_as_sure_as_the_scores_alone(self) -> None:
+        scores, y = self.drawn(0.4, 2.0, 2000)
+        certainty = fit_certainty(scores, y)
+        assert 0 < certainty.before < 1
+        both = fit_inverse_temperature(certainty.of(scores), y)
+        assert both == pytest.approx(fit_inverse_temperature(scores, y), rel=0.01)
+
+    def test_the_order_of_classes_stays(self) -> None:
+        scores = 20 * np.random.default_rng(0).normal(size=(2000, 3))
+        scores[::2, 1] = scores[::2, 0] + 1e-6
+        for certainty in (Certainty(0.01, 9.0, 0.1), Certainty(1.0, LEAST_WEIGHT, 1.0)):
+            found = certainty.of(scores)
+            assert_array_equal(np.argsort(found, axis=1), np.argsort(scores, axis=1))
+
+    def test_none_where_probabilities_would_have_to_count_against(self) -> None:
+        assert fit_certainty(*self.drawn(1.0, -1.5, 2000)) == AS_IT_IS
+
+    def test_none_where_scores_mislead(self) -> None:
+        assert fit_certainty(*self.drawn(-1.0, 0.0, 500)) == AS_IT_IS
+
+    def test_as_it_is_scores_stay(self) -> None:
+        scores = np.random.default_rng(0).normal(size=(5, 3))
+        assert AS_IT_IS.of(scores) is scores
+
+    @pytest.mark.parametrize(
+        "array", [np.ones(2), np.ones(3, int), np.array([1, np.nan, 1]), np.array([1.0, 1, 1e10])]
+    )
+    def test_what_is_none_is_refused(self, array: npt.NDArray[Any]) -> None:
+        with pytest.raises(ModelFileError, match="a certainty is"):
+            read_certainty(array)
 
 
 class TestUnseenLosses:

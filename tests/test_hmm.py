@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from seqagg import HMMAggregator, MeanLogOdds, Songs, load
 from seqagg.aggregators.base import Aggregator
 from seqagg.aggregators.hmm_start import Shape, kmeans_plusplus
+from seqagg.aggregators.start import AverageStart
 from seqagg.errors import ParameterError
 from tests import reference, reference_models
 from tests.conftest import (
@@ -28,6 +29,7 @@ from tests.conftest import (
     frames_of,
     integer_labels,
     leaning,
+    mix_of,
     order_free_songs,
     order_songs,
 )
@@ -64,8 +66,9 @@ def hmmlearn_scores(model: HMMAggregator, songs: Songs) -> Floats:
     return np.where(np.isinf(out), out.min(axis=1, keepdims=True), out)
 
 
-def averages(songs: Songs, share: float) -> Floats:
-    return np.array([reference.mixed_average(a.tolist(), share) for a in frames_of(songs)])
+def averages(songs: Songs, start: AverageStart) -> Floats:
+    mix = mix_of(start)
+    return np.array([reference.mixed_average(a.tolist(), *mix) for a in frames_of(songs)])
 
 
 def iterations(model: HMMAggregator) -> list[int]:
@@ -110,7 +113,7 @@ class TestLikelihoods:
         a, b, c = model.weights_
         assert min(a, b) > 0
         per_frame = hmmlearn_scores(model, queries) / queries.lengths[:, None]
-        expected = a * per_frame + b * averages(queries, model._start.share) + c * log_prior(model)
+        expected = a * per_frame + b * averages(queries, model._start) + c * log_prior(model)
         expected = expected + leaning(model)
         constant = expected - model.decision_function(queries)
         assert_allclose(constant, constant[0, 0], rtol=1e-7, atol=1e-7)
@@ -484,7 +487,7 @@ class TestMix:
         else:
             model = HMMAggregator(**QUICK, n_folds=1).fit(songs)
         assert model.weights_.tolist() == [0, 1, 0]
-        expected = averages(queries, model._start.share)
+        expected = averages(queries, model._start)
         expected = expected + leaning(model)
         assert_allclose(model.decision_function(queries), expected, rtol=1e-5)
         assert set(model.hmms_) == set(COLUMNS)

@@ -26,6 +26,7 @@ from seqagg.aggregators.saving import load
 from seqagg.aggregators.state import from_text_array, text_array
 from seqagg.model_file import read_model, write_model
 from seqagg.songs import Songs
+from tests.make_golden import FOLDER
 
 DTYPES = [np.dtype(bool), *map(np.dtype, "bhilBHILefd")]
 
@@ -687,6 +688,42 @@ def test_a_state_with_an_array_missing_added_or_reshaped_is_refused(path, fitted
             write_model(path, header, other)
             with pytest.raises(ModelFileError, match=r"model\.safetensors: "):
                 load(path)
+
+
+CERTAIN = ["3-hmm", "3-gru", "4-stack", "4-mil", "4-auto"]
+
+
+@pytest.mark.parametrize("name", CERTAIN)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *([0.6, -1.7, 1.3], [0.0, 1.7, 1.3], [0.6, 1.7, np.nan], [0.6, 1e10, 1.3]),
+        *([0.6], [[0.6, 1.7, 1.3]], 0.6, [1, 1, 1], [True, True, True]),
+    ],
+)
+def test_a_certainty_that_cannot_be_is_refused(path, name, wrong):
+    header, arrays = read_model(FOLDER / f"{name}.safetensors")
+    names = [n for n in arrays if n.endswith("certainty") and "stack/" not in n]
+    assert names
+    for n in names:
+        wrongly = np.array(wrong)
+        if wrongly.dtype == np.float64:
+            wrongly = wrongly.astype(arrays[n].dtype)
+        write_model(path, header, arrays | {n: wrongly})
+        with pytest.raises(ModelFileError, match=r"certainty|finite"):
+            load(path)
+
+
+@pytest.mark.parametrize("name", CERTAIN)
+def test_with_several_labels_there_is_no_certainty(path, name):
+    header, arrays = read_model(FOLDER / f"{name}-multilabel.safetensors")
+    _, certain = read_model(FOLDER / f"{name}.safetensors")
+    found = {n: a for n, a in certain.items() if n.endswith("certainty")}
+    assert found
+    assert not found.keys() & arrays.keys()
+    write_model(path, header, arrays | found)
+    with pytest.raises(ModelFileError):
+        load(path)
 
 
 @pytest.mark.parametrize("method", LEARNT)

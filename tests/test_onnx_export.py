@@ -23,7 +23,14 @@ from seqagg.aggregators.base import Aggregator
 from seqagg.cli import main
 from seqagg.errors import ParameterError
 from seqagg.onnx_export import export_onnx, to_onnx
-from tests.conftest import COLUMNS, frames_of, integer_labels, mixed_songs, shake
+from tests.conftest import (
+    COLUMNS,
+    frames_of,
+    integer_labels,
+    make_certain,
+    mixed_songs,
+    shake,
+)
 
 Floats = npt.NDArray[np.float32]
 
@@ -64,7 +71,7 @@ def weigh_everything(model: Any) -> Any:
         shake(model)
     if isinstance(model, seqagg.HMMAggregator):
         model.weights_ = np.array([0.7, 0.4, 1.3])
-    return model
+    return make_certain(model)
 
 
 @functools.cache

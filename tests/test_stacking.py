@@ -26,7 +26,14 @@ from seqagg.aggregators.stacking import StackingAggregator
 from seqagg.aggregators.summaries import summarize
 from seqagg.errors import ParameterError
 from tests import reference, reference_models
-from tests.conftest import COLUMNS, frames_of, integer_labels, order_free_songs, order_songs
+from tests.conftest import (
+    COLUMNS,
+    frames_of,
+    integer_labels,
+    mix_of,
+    order_free_songs,
+    order_songs,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -106,7 +113,8 @@ class TestDefaultClassifier:
         pipeline = make_pipeline(StandardScaler(), bounded, regression)
         pipeline.fit(summarize(songs, 4), integer_labels(songs))
         log_p = np.log(pipeline.predict_proba(summarize(queries, 4)))
-        mean = [reference.mixed_average(x.tolist(), model._start.share) for x in frames_of(queries)]
+        mix = mix_of(model._start)
+        mean = [reference.mixed_average(x.tolist(), *mix) for x in frames_of(queries)]
         a, b = model.weights_
         expected = a * log_p + b * np.array(mean)
         assert_allclose(model.decision_function(queries), expected, rtol=0, atol=0.03)
@@ -247,8 +255,8 @@ class TestOtherClassifiers:
         model = StackingAggregator(classifier=GaussianNB(var_smoothing=0.1)).fit(songs)
         bayes = GaussianNB(var_smoothing=0.1).fit(summarize(songs, 4), songs.labels.astype(str))
         log_p = np.log(np.maximum(bayes.predict_proba(summarize(queries, 4)), 1e-6))
-        share = model._start.share
-        mean = np.array([reference.mixed_average(a.tolist(), share) for a in frames_of(queries)])
+        mix = mix_of(model._start)
+        mean = np.array([reference.mixed_average(a.tolist(), *mix) for a in frames_of(queries)])
         a, b = model.weights_
         found = model.decision_function(queries)
         assert bayes.classes_.tolist() == model.classes_.tolist()

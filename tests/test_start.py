@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import minimize, minimize_scalar
+from scipy.special import softmax
 
 from seqagg import Songs
 from seqagg.aggregators.start import AverageStart, make_start, mix_averages
 from seqagg.averages import WholeSongs
+from seqagg.calibration import AS_IT_IS, Certainty, fit_certainty
 from seqagg.errors import ModelFileError
 from tests import reference, reference_models
-from tests.conftest import frames_of, integer_labels, order_free_songs
+from tests.conftest import (
+    frames_of,
+    integer_labels,
+    order_free_songs,
+    songs_sometimes_of_no_use,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -32,14 +41,17 @@ def loss(scores: Floats, y: npt.NDArray[np.int64]) -> float:
     """Loss at the best temperature of a fine grid, by the loop over songs."""
     return min(
         reference_models.loss_of_mix([beta], [scores.tolist()], y.tolist())
-        for beta in np.geomspace(0.01, 10, 200)
+        for beta in np.geomspace(0.01, 100, 300)
     )
 
 
-def test_scores_are_the_mix_by_loops() -> None:
+@pytest.mark.parametrize("certainty", [AS_IT_IS, Certainty(0.6, 1.7, 1.3)])
+def test_scores_are_the_mix_by_loops(certainty: Certainty) -> None:
     songs = order_free_songs(9)
-    start = AverageStart(0.7 * np.eye(3), np.zeros(3), share=0.3)
-    expected = [reference.mixed_average(array.tolist(), 0.3) for array in frames_of(songs)]
+    start = AverageStart(0.7 * np.eye(3), np.zeros(3), 0.3, certainty)
+    expected = [
+        reference.mixed_average(array.tolist(), 0.3, certainty) for array in frames_of(songs)
+    ]
     assert_allclose(start.scores(songs), expected, rtol=1e-6)
 
 
@@ -110,7 +122,7 @@ def test_where_there_is_but_one_average(columns_are_classes: bool) -> None:
     """Several labels per song, or columns that are no classes."""
     songs = order_free_songs(48, multilabel=columns_are_classes)
     start = make_start(WholeSongs(songs), integer_labels(songs), 3, columns_are_classes)
-    assert start.share == 0
+    assert (start.share, start.certainty) == (0, AS_IT_IS)
     assert str(start) == "the average is of log-odds"
 
 
@@ -125,4 +137,42 @@ def test_a_share_that_is_none_is_refused(share: float) -> None:
 def test_the_mix_is_said_in_words() -> None:
     assert str(AverageStart(0.75 * np.eye(2), np.zeros(2), 0.25)) == (
         "the average is 0.75 mean log-odds + 0.25 log mean probability"
+    )
+
+
+def test_probabilities_beside_averages_where_that_is_likelier() -> None:
+    songs, unseen = songs_sometimes_of_no_use(200, 0), songs_sometimes_of_no_use(600, 1)
+    y, truth = integer_labels(songs), integer_labels(unseen)
+    start = mix_averages(WholeSongs(songs), y)
+    without = replace(start, certainty=AS_IT_IS)
+    assert start.certainty == fit_certainty(without.scores(songs), y) != AS_IT_IS
+    assert loss(start.scores(unseen), truth) < loss(without.scores(unseen), truth) - 5  # in sum
+    order = [np.argsort(s.scores(unseen), axis=1) for s in (start, without)]
+    assert_array_equal(*order)
+
+
+def test_chance_alone_seldom_puts_probabilities_beside_averages() -> None:
+    """Labels are drawn from the softmax of the mix."""
+    found = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        values = rng.normal(size=(2000, 3)) + np.repeat(rng.normal(size=(200, 3)), 10, axis=0)
+        songs = Songs(values, np.arange(201) * 10)
+        scores = AverageStart(0.5 * np.eye(3), np.zeros(3), share=0.5).scores(songs)
+        y = np.array([rng.choice(3, p=p) for p in softmax(scores, axis=1)])
+        found.append(mix_averages(WholeSongs(songs), y).certainty != AS_IT_IS)
+    assert sum(found) <= 6  # a standard error is exceeded by one in six
+
+
+def test_a_certainty_is_kept_and_one_that_is_none_refused() -> None:
+    start = AverageStart(np.eye(2), np.zeros(2), 0.25, Certainty(0.6, 1.7, 1.3))
+    assert AverageStart.of_state(start.state()).certainty == start.certainty
+    with pytest.raises(ModelFileError, match=r"a certainty is 0\.6, -1\.7, 1\.3"):
+        AverageStart.of_state(start.state() | {"start_certainty": np.array([0.6, -1.7, 1.3])})
+
+
+def test_a_certainty_is_said_in_words() -> None:
+    assert str(AverageStart(0.75 * np.eye(2), np.zeros(2), 0.25, Certainty(0.5, 1.0, 1.1))) == (
+        "the average is 0.75 mean log-odds + 0.25 log mean probability, and beside it 2 of the "
+        "probability that it makes"
     )

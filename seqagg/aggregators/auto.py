@@ -22,10 +22,14 @@ from seqagg.aggregators.parameters import check_range, check_seed
 from seqagg.aggregators.saving import pack, unpack
 from seqagg.aggregators.state import from_text_array, text_array
 from seqagg.calibration import (
+    AS_IT_IS,
+    Certainty,
     about_equal,
+    fit_certainty,
     fit_mixture_weights,
     normalize,
     paired_gain,
+    read_certainty,
     song_losses,
 )
 from seqagg.engines import engine_in_use
@@ -53,7 +57,8 @@ class AutoAggregator(Aggregator):
     several labels per song, log-odds) of those songs by models that had not seen them. The blend
     is their weighted sum, the weights fitted on these. It is used only where it beats averaging,
     the blend of the two averages alone, by more than `n_errors` standard errors of the difference
-    per group of songs; otherwise averaging is kept.
+    per group of songs; otherwise averaging is kept, beside which the probabilities that it makes
+    may stand, if that is better by more than one.
 
     Parameters
     ----------
@@ -179,16 +184,11 @@ class AutoAggregator(Aggregator):
         better = min(baselines, key=lambda name: losses[name], default=None)
         weights, loss = self._try_blend(panels, counts, better, y, groups)
         lines.append(_describe("blend", weights, loss))
+        self._certainty = AS_IT_IS
         if baselines:
             means = {name: panels[name][:1] for name in baselines}
-            averages, averaged = self._try_blend(means, np.ones(1), better, y, groups)
-            if not self.multilabel_:
-                # What suits these songs is not quite what suits others, as `start` has it; but an
-                # average that is clearly of no use gets no share.
-                shares, shared = self._try_blend(means, np.ones(1), better, y, groups, halfway=True)
-                if about_equal(shared, averaged, groups):
-                    averages, averaged = shares, shared
-            lines.append(_describe("averaging", averages, averaged))
+            averages, averaged, certainty = self._average(means, better, y, groups)
+            lines.append(_describe("averaging", averages, averaged, certainty))
             gain, error = paired_gain(averaged, loss, groups)
             # A blend of averages alone differs from averaging by rounding.
             kept = set(weights) <= set(baselines) or not gain > self.n_errors * error
@@ -197,9 +197,30 @@ class AutoAggregator(Aggregator):
                 f"{error:.4f}: " + ("averaging is kept" if kept else "it is used")
             )
             if kept:
-                weights = averages
+                weights, self._certainty = averages, certainty
         self.fit_report_ = "\n".join(lines)
         return weights
+
+    def _average(
+        self, means: Mapping[str, Floats], better: str | None, y: Ints, groups: Ints
+    ) -> tuple[dict[str, float], Floats, Certainty]:
+        """Weights of the averages, their loss on each song, and their certainty."""
+        about = means, np.ones(1), better, y, groups
+        weights, losses = self._try_blend(*about)
+        if self.multilabel_:
+            return weights, losses, AS_IT_IS
+        # What suits these songs is not quite what suits others, as `start` has it; but an average
+        # that is clearly of no use gets no share.
+        shares, shared = self._try_blend(*about, halfway=True)
+        halfway = about_equal(shared, losses, groups)
+        if halfway:
+            weights, losses = shares, shared
+        _, beside = self._try_blend(*about, halfway=halfway, certain=True)
+        if about_equal(losses, beside, groups):
+            return weights, losses, AS_IT_IS
+        blend = np.asarray(sum(weight * means[name][0] for name, weight in weights.items()))
+        certainty = fit_certainty(blend, y)
+        return weights, losses if certainty == AS_IT_IS else beside, certainty
 
     def _try_blend(
         self,
@@ -210,10 +231,12 @@ class AutoAggregator(Aggregator):
         groups: Ints,
         *,
         halfway: bool = False,
+        certain: bool = False,
     ) -> tuple[dict[str, float], Floats]:
         """Weights of some candidates, and the loss of their blend on each song.
 
-        With `halfway` they lie halfway from the likeliest to equal ones.
+        With `halfway` they lie halfway from the likeliest to equal ones. With `certain`, for a
+        single panel, the probabilities that the blend makes stand beside it.
         """
         names = list(panels)
         parts = np.stack([panels[name] for name in names])
@@ -231,6 +254,10 @@ class AutoAggregator(Aggregator):
         for learn, held in grouped_folds(y, groups, _WEIGHT_FOLDS, self.random_state):
             found = fit(parts[:, :, learn], y[learn])
             blend = np.tensordot(found, parts[:, :, held], axes=1)
+            if certain:
+                said = np.tensordot(found, parts[:, 0, learn], axes=1)
+                certainty = fit_certainty(said, y[learn])
+                blend = certainty.of(blend[0])[None]
             losses[held] = self._losses(blend, counts, y[held])
         return weights or {better or names[-1]: 1.0}, losses
 
@@ -240,7 +267,8 @@ class AutoAggregator(Aggregator):
         return np.asarray(counts @ losses)
 
     def _blend(self, log_probas: Mapping[str, Floats]) -> Floats:
-        return np.asarray(sum(w * log_probas[name] for name, w in self.weights_.items()))
+        blend = sum(w * log_probas[name] for name, w in self.weights_.items())
+        return self._certainty.of(np.asarray(blend))
 
     def _log_scores(self, songs: Songs) -> Floats:
         known = self._named(songs)
@@ -260,10 +288,16 @@ class AutoAggregator(Aggregator):
     def _learnt(self) -> dict[str, Array]:
         found = self.candidates_.items()
         weights = {f"{name}/weight": np.array(self.weights_[name]) for name, _ in found}
-        return weights | {name: fitted._fingerprint() for name, fitted in found}
+        fingerprints = {name: fitted._fingerprint() for name, fitted in found}
+        return weights | self._kept_certainty() | fingerprints
+
+    def _kept_certainty(self) -> dict[str, Array]:
+        """Nothing of one that changes nothing, as in the first files."""
+        return {} if self._certainty == AS_IT_IS else {"certainty": np.array(self._certainty)}
 
     def _state(self) -> dict[str, Array]:
         state: dict[str, Array] = {"report": text_array(self.fit_report_)}
+        state |= self._kept_certainty()
         for name, fitted in self.candidates_.items():
             header, arrays = pack(fitted)
             state[f"{name}/header"] = self._headers.get(name, text_array(header))
@@ -272,7 +306,7 @@ class AutoAggregator(Aggregator):
         return state
 
     def _set_state(self, arrays: Mapping[str, Array]) -> None:
-        found = {name.partition("/")[0] for name in arrays if name != "report"}
+        found = {name.partition("/")[0] for name in arrays if "/" in name}
         # In the order of the fit: the blend is a sum of floats.
         names = [name for name in self._names() if name in found]
         if not names or found - set(names):
@@ -290,6 +324,9 @@ class AutoAggregator(Aggregator):
             if self.candidates_[name].multilabel_ != self.multilabel_:
                 raise ModelFileError(f"candidate {name} has another number of labels per song")
             self.weights_[name] = float(arrays[f"{name}/weight"])
+        self._certainty = AS_IT_IS
+        if "certainty" in arrays and not self.multilabel_:
+            self._certainty = read_certainty(arrays["certainty"])
         self.fit_report_ = str(from_text_array(arrays["report"]))
 
 
@@ -311,9 +348,11 @@ def _fit_one(data: tuple[Songs, Any, Ints], candidate: Aggregator) -> Aggregator
     return candidate.fit(songs, labels, groups)
 
 
-def _describe(what: str, weights: Mapping[str, float], losses: Floats) -> str:
+def _describe(
+    what: str, weights: Mapping[str, float], losses: Floats, certainty: Certainty = AS_IT_IS
+) -> str:
     mix = " + ".join(f"{weight:.2f} {name}" for name, weight in weights.items())
-    return f"{what}: held-out loss {losses.mean():.4f} nats per song, {mix}"
+    return f"{what}: held-out loss {losses.mean():.4f} nats per song, {mix}{certainty}"
 
 
 class _Listening(Memory):

@@ -20,6 +20,7 @@ from seqagg.aggregators.batches import heard
 from seqagg.aggregators.exact import exact_float32
 from seqagg.aggregators.network import (
     NetworkAggregator,
+    certain,
     mean_probability,
 )
 from seqagg.aggregators.parameters import check_choice, check_count, check_flag, check_range
@@ -69,6 +70,7 @@ class SongNetwork(nn.Module):
     weight: Tensor
     bias: Tensor
     share: Tensor
+    certainty: Tensor
 
     def __init__(
         self,
@@ -92,6 +94,7 @@ class SongNetwork(nn.Module):
             ("weight", start.weight),
             ("bias", start.bias),
             ("share", start.share),
+            ("certainty", start.certainty),
         ):
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
         self.scale = nn.Parameter(torch.tensor(float(scale)), requires_grad=scale != 0)
@@ -153,6 +156,7 @@ class SongNetwork(nn.Module):
         linear = average @ self.weight.to(average.dtype) + self.bias
         if probability is not None:
             linear = linear + self.share * probability.clamp(min=LEAST_PROBABILITY).log()
+            linear = certain(linear, self.certainty)
         return torch.as_tensor(self.scale * linear + correction)
 
     def listen(
@@ -195,7 +199,7 @@ class GRUAggregator(NetworkAggregator):
     Parameters
     ----------
     base : {"mean", "none"}
-        Start from the mean log-odds, or from nothing (a plain GRU).
+        Start from averaging, or from nothing (a plain GRU).
     hidden_size : int
         Units of the GRU, per direction.
     n_layers : int

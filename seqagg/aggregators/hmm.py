@@ -451,7 +451,7 @@ class HMMAggregator(Aggregator):
             "weights": (3,),
             "center": (n_columns,),
             "basis": (n_columns,) * (1 if n_columns > MOST_ROTATED else 2),
-            **AverageStart.shapes(n_columns, n_classes),
+            **AverageStart.shapes(n_columns, n_classes, arrays),
         }
         check_floats({name: arrays[name] for name in shapes}, shapes)
         self.weights_ = arrays["weights"]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from seqagg.aggregators.base import Array, Floats, Ints, OnEmpty
 from seqagg.aggregators.batches import heard
-from seqagg.aggregators.network import NetworkAggregator
+from seqagg.aggregators.network import NetworkAggregator, certain
 from seqagg.aggregators.parameters import check_choice, check_count, check_range
 from seqagg.aggregators.pooling import POOLINGS, Average, Parts, Pooling, make_pooling
 from seqagg.aggregators.start import (
@@ -33,6 +33,7 @@ from seqagg.aggregators.start import (
 )
 from seqagg.aggregators.team import Dropout, borrowed_chance
 from seqagg.averages import WholeSongs
+from seqagg.calibration import AS_IT_IS, Certainty
 from seqagg.errors import ModelFileError, ParameterError, SongError
 from seqagg.songs import Songs, as_frames, as_songs
 from seqagg.streaming import Memory
@@ -79,10 +80,11 @@ class PooledNetwork(nn.Module):
     """A frame network, a pooling, and how far their score is to be believed.
 
     Where columns are classes, their mean probability may have a share in the score, which no frame
-    has by itself.
+    has by itself, and what that makes a certainty.
     """
 
     share: Tensor
+    certainty: Tensor
 
     def __init__(
         self,
@@ -91,11 +93,13 @@ class PooledNetwork(nn.Module):
         scale: float,
         feature_shape: tuple[int, ...],
         share: float = 0.0,
+        certainty: Certainty = AS_IT_IS,
     ) -> None:
         super().__init__()
         self.frame = frame
         self.pooling = pooling
         self.register_buffer("share", torch.tensor(float(share)))
+        self.register_buffer("certainty", torch.tensor(certainty))
         self.scale = nn.Parameter(torch.tensor(float(scale)))
         self.feature_shape = feature_shape
 
@@ -110,6 +114,7 @@ class PooledNetwork(nn.Module):
         if self.share > 0:
             mean = _probability.result(parts[n:])
             score = score + self.share * mean.clamp(min=LEAST_PROBABILITY).log()
+            score = certain(score, self.certainty)
         return torch.as_tensor(self.scale * score)
 
     @property
@@ -270,7 +275,7 @@ class MILAggregator(NetworkAggregator):
         start, scale = calibrate(start, songs, y)
         center, spread = center_and_spread(songs)
         frame = FrameNetwork(start, center, spread, self.hidden_size, self.dropout)
-        return self._pooled(frame, scale, (songs.n_columns,), start.share)
+        return self._pooled(frame, scale, (songs.n_columns,), start)
 
     def _exact(self, network: nn.Module) -> nn.Module:
         return network if self.network is not None else copy.deepcopy(network).double()
@@ -282,10 +287,15 @@ class MILAggregator(NetworkAggregator):
         return self.network is None
 
     def _pooled(
-        self, frame: nn.Module, scale: float, shape: tuple[int, ...], share: float = 0.0
+        self,
+        frame: nn.Module,
+        scale: float,
+        shape: tuple[int, ...],
+        start: AverageStart | None = None,
     ) -> PooledNetwork:
         pooling = make_pooling(self.pooling, len(self.classes_))
-        return PooledNetwork(frame, pooling, scale, shape, share)
+        more = (0.0, AS_IT_IS) if start is None else (start.share, start.certainty)
+        return PooledNetwork(frame, pooling, scale, shape, *more)
 
     def _blank_network(self) -> PooledNetwork:
         n_columns, n_classes = self.n_features_in_, len(self.classes_)

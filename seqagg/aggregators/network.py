@@ -50,7 +50,7 @@ from seqagg.aggregators.training import (
     take_record,
 )
 from seqagg.aggregators.votes import Votes
-from seqagg.calibration import calibrated_losses
+from seqagg.calibration import AS_IT_IS, calibrated_losses, read_certainty
 from seqagg.checkpoints import Stage, current_stage
 from seqagg.engines import engine_in_use
 from seqagg.errors import ModelFileError, ParameterError
@@ -63,6 +63,9 @@ _EPOCHS = 30
 _FEWEST_STEPS = 600
 _MOST_EPOCHS = 120
 """Where `epochs` is "auto": passes, and more for songs too few to make as many steps."""
+
+_CERTAINTY = "certainty"
+"""Buffer of a network that files leave out where it is `AS_IT_IS`: the first ones have none."""
 
 _FARTHEST = 1e6
 """Log-odds beyond this count as this in a fit, or what it learns would not fit into float32."""
@@ -80,6 +83,14 @@ def mean_probability(frames: Tensor, inside: Tensor, count: Tensor) -> Tensor:
         Frames of each song.
     """
     return torch.as_tensor((torch.sigmoid(frames) * inside).sum(dim=1) / count)
+
+
+def certain(score: Tensor, certainty: Tensor) -> Tensor:
+    """Score of shape (n_songs, n_classes), as a `Certainty` of three numbers has it."""
+    if certainty[1] == 0:
+        return score
+    before, own, sure = certainty
+    return torch.as_tensor(before * score + own * torch.softmax(sure * score, dim=1))
 
 
 def network_scores(
@@ -424,6 +435,7 @@ class NetworkAggregator(Aggregator):
                 f"{number}.{name}": value.cpu().numpy()
                 for number, network in enumerate(self.networks_)
                 for name, value in network.state_dict().items()
+                if name != _CERTAINTY or value[1] > 0
             }
             | {"history": text_array(self.history_)}
             | ({"untrained": np.array(True)} if self._untrained else {})
@@ -448,6 +460,13 @@ class NetworkAggregator(Aggregator):
             raise ModelFileError("there are more layers than arrays")
         with torch.device("meta"):  # no memory for numbers that the file does not have
             blank = [self._blank_network() for _ in by_number]
+        for found in by_number.values():
+            if _CERTAINTY in found:
+                read_certainty(found[_CERTAINTY])
+                if not found.get("share", np.zeros(())).all():
+                    raise ModelFileError("a certainty goes with a share of the mean probability")
+            elif _CERTAINTY in blank[0].state_dict():
+                found[_CERTAINTY] = np.array(AS_IT_IS, np.float32)
         self.networks_ = [
             _read_network(by_number[str(i)], network).to(self._device())
             for i, network in enumerate(blank)

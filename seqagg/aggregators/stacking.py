@@ -347,7 +347,7 @@ class StackingAggregator(Aggregator):
             "weights": (2,),
             "weight": (n_features, n_classes),
             "bias": (n_classes,),
-            **AverageStart.shapes(n_columns, n_classes),
+            **AverageStart.shapes(n_columns, n_classes, arrays),
         }
         if "bound" in arrays:  # which the first files do not have
             shapes |= {"center": (n_features,), "spread": (n_features,), "bound": ()}
