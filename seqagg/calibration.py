@@ -8,8 +8,8 @@ alone that knows how:
 - ``y`` of shape (n_songs,) holds class indices, one label per song. Log scores are defined up to a
   constant per song; *normalized*, by their softmax, they are log probabilities. They are
   calibrated by an inverse temperature, which multiplies them before the softmax and so never
-  changes which class is highest, and for methods that learn by a small bias of each class. Beside
-  the logarithms of averages and of shares of votes these may stand themselves, see `Certainty`.
+  changes which class is highest, and for methods that learn by a small bias of each class. Where
+  no temperature is right, averages and votes have a `seqagg.certainty` too.
 - ``y`` of shape (n_songs, n_classes) is an indicator, any number of labels per song. Log scores are
   the log-odds of each class by itself, normalized as they stand. They are calibrated by Platt's
   sigmoid: an inverse temperature for all classes, and a bias for each.
@@ -29,14 +29,11 @@ likelihood methods", in "Advances in large margin classifiers", MIT Press 1999.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 import scipy.optimize  # as a module, so that `seqagg.__main__` may import it later
 from scipy.special import expit, logit
 
-from seqagg.errors import ModelFileError
 from seqagg.folds import grouped_folds
 from seqagg.kernels.scores import log_expit, log_softmax
 
@@ -51,16 +48,6 @@ _LEANING = 0.1
 
 _FOLDS = 5
 """In which weights are held out that shall not be judged by the songs they were fitted to."""
-
-LEAST_WEIGHT = -1.9
-"""Two probabilities differ by at most half of what their logarithms do (tanh(d / 2) <= d / 2), so
-that from -2 times on, beside these, they leave the order of classes as it is."""
-
-_LEAST_OWN = 1e-3
-"""No probability is weighed as if its logarithm said less than this."""
-
-_MOST_CERTAIN = 1e9
-"""No part of a certainty is larger in a file."""
 
 _RANGE = 10.0
 """The log of the inverse temperature is sought within plus and minus this."""
@@ -341,121 +328,6 @@ def fit_mixture_weights(
     start = np.concatenate([around / unit, own])
     best = scipy.optimize.minimize(cost, start, jac=True, method="L-BFGS-B", bounds=bounds)
     return np.asarray(best.x[:n_parts] * unit), float(best.fun)
-
-
-class Certainty(NamedTuple):
-    """Scores and beside them the probabilities that they make, both weighed.
-
-    ``before * s + own * softmax(sure * s)``: logarithms keep apart what is all but ruled out,
-    probabilities what is nearly certain, and no temperature alone can be right for both. The order
-    of classes stays as it is where all three are above 0, or `own` is `LEAST_WEIGHT` times what
-    stands before it, ``before / sure``, at least.
-    """
-
-    before: float = 1.0
-    own: float = 0.0
-    sure: float = 1.0
-
-    def __str__(self) -> str:
-        if self == AS_IT_IS:
-            return ""
-        return f", and beside it {self.own / self.before:.3g} of the probability that it makes"
-
-    def of(self, scores: Floats) -> Floats:
-        """Scores of shape (n_songs, n_classes), and what stands beside them."""
-        if self.own == 0:
-            return scores
-        return np.asarray(self.before * scores + self.own * np.exp(log_softmax(self.sure * scores)))
-
-
-AS_IT_IS = Certainty()
-
-
-def fit_certainty(scores: Floats, y: Ints) -> Certainty:
-    """Certainty that makes the labels likeliest.
-
-    The best temperature of the scores is the same with and without it, so that folds with one and
-    folds without can be mixed. The prior is that of `fit_mixture_weights`.
-
-    Parameters
-    ----------
-    scores : ndarray of shape (n_songs, n_classes)
-        Log scores of songs with one label each.
-    y : ndarray of int, shape (n_songs,)
-        Class indices.
-
-    Returns
-    -------
-    Certainty
-        `AS_IT_IS` where scores or probabilities would have to count against a class.
-    """
-    sure = fit_inverse_temperature(scores, y)
-    parts = np.stack([scores, np.exp(log_softmax(sure * scores))])
-    of_scores, of_probability = fit_mixture_weights(parts, y, around=np.array([1.0, 0.0]))[0]
-    if min(of_scores, of_probability) <= 0:
-        return AS_IT_IS
-    return Certainty(float(of_scores / sure), float(of_probability / sure), sure)
-
-
-def read_certainty(array: npt.NDArray[Any]) -> Certainty:
-    """Take a certainty back out of an array of a model file.
-
-    Raises
-    ------
-    ModelFileError
-        Where it turns the order of classes round, or is none.
-    """
-    if array.shape != (3,) or array.dtype.kind != "f":
-        raise ModelFileError(f"a certainty is {array.dtype} of shape {array.shape}, not (3,)")
-    found = Certainty(*map(float, array))
-    if not all(0 < part <= _MOST_CERTAIN for part in found):
-        raise ModelFileError(f"a certainty is {', '.join(f'{part:g}' for part in found)}")
-    return found
-
-
-def weigh_shares(log_shares: Floats, weight: float, power: float) -> Floats:
-    """Log shares of votes, and beside them powers of the shares that sum to 1.
-
-    Parameters
-    ----------
-    log_shares : ndarray of shape (n_songs, n_classes)
-        Up to a constant per song.
-    weight, power : float
-        From `fit_share_weight`.
-    """
-    return Certainty(1.0, weight, power).of(log_shares)
-
-
-def fit_share_weight(log_shares: Floats, y: Ints) -> tuple[float, float]:
-    """Weight and power of shares beside their logarithms that make the labels likeliest.
-
-    A temperature alone cannot be right both for a class with a vote or two among many and for one
-    that has nearly all. So what it gives, a power of the shares, is added to its own logarithm;
-    the prior is that of `fit_mixture_weights`.
-
-    Parameters
-    ----------
-    log_shares : ndarray of shape (n_songs, n_classes)
-        Up to a constant per song.
-    y : ndarray of int, shape (n_songs,)
-        Class indices.
-
-    Returns
-    -------
-    weight : float
-        At least `LEAST_WEIGHT` divided by the power, so that the order of classes stays as it is.
-    power : float
-        The inverse temperature.
-    """
-    if len(y) == 0 or log_shares.shape[1] < 2:
-        return 0.0, 1.0
-    power = fit_inverse_temperature(log_shares, y)
-    log_p = log_softmax(power * log_shares)
-    p = np.exp(log_p)
-    # No mix of these two, each at least 0 times, turns the order of two classes round.
-    parts = np.stack([log_p + LEAST_WEIGHT * p, p])
-    (own, more), _ = fit_mixture_weights(parts, y, around=np.array([1.0, -LEAST_WEIGHT]))
-    return float(more / max(own, _LEAST_OWN) + LEAST_WEIGHT) / power, power
 
 
 def unseen_losses(parts: Floats, y: Ints, groups: Ints, around: Floats, seed: int) -> Floats:

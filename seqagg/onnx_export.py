@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from seqagg.aggregators import AGGREGATORS
 from seqagg.aggregators.base import Aggregator
-from seqagg.calibration import Certainty, prior_scores
+from seqagg.calibration import prior_scores
 from seqagg.errors import ParameterError
 from seqagg.files import atomic_write
 from seqagg.onnx_graph import IMPOSSIBLE, TINY, Batch, Graph, certain, start_scores
@@ -163,7 +163,7 @@ def _majority(g: Graph, model: Any, songs: Batch) -> str:
     gap = g.reduce("Min", g("Concat", gaps, one, axis=1), 1, keep=True)
     log_votes = g.log(g("Add", votes, g("Mul", gap, songs.mean_probability())))
     log_share = g("Sub", log_votes, g("Log", g("Add", songs.count, 1.0)))
-    return certain(g, str(log_share), Certainty(1.0, *model._share_weight))
+    return certain(g, str(log_share), model._certainty)
 
 
 def _ints(value: int) -> Array:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from seqagg.aggregators.base import Aggregator
 from seqagg.aggregators.start import LEAST_PROBABILITY, AverageStart
-from seqagg.calibration import Certainty
+from seqagg.certainty import Certainty
 from seqagg.logodds import LIMIT
 
 Array = npt.NDArray[Any]

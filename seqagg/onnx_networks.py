@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqagg.aggregators.start import CLIP, AverageStart
-from seqagg.calibration import Certainty
+from seqagg.certainty import Certainty
 from seqagg.errors import ParameterError
 from seqagg.onnx_graph import (
     IMPOSSIBLE,
@@ -142,7 +142,7 @@ def _pooled_network(g: Graph, network: Any, songs: Batch, pool: Any) -> str:
     pooled = pool(g, _arrays(network.pooling), songs, scores)
     if network.share > 0:
         pooled = add_log_mean_probability(g, pooled, float(network.share.item()), songs)
-    pooled = certain(g, pooled, Certainty(*network.certainty.tolist()))
+        pooled = certain(g, pooled, Certainty(*network.certainty.tolist()))
     return str(g("Mul", pooled, float(network.scale.item())))
 
 

@@ -21,7 +21,7 @@ import torch
 from hypothesis import settings
 
 from seqagg import AutoAggregator, Songs
-from seqagg.calibration import Certainty
+from seqagg.certainty import Certainty
 from seqagg.logodds import Task
 
 # The first call of a compiled loop takes a second, on a busy machine several.

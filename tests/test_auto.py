@@ -20,7 +20,8 @@ from seqagg import Songs, load
 from seqagg.aggregators import make_aggregator
 from seqagg.aggregators.auto import AutoAggregator
 from seqagg.aggregators.saving import pack, unpack
-from seqagg.calibration import AS_IT_IS, paired_gain
+from seqagg.calibration import paired_gain
+from seqagg.certainty import AS_IT_IS
 from seqagg.errors import ModelFileError, ParameterError
 from tests import reference, reference_models
 from tests.conftest import (

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from seqagg import MajorityVote, MeanLogOdds, MeanProbability, Songs, averages
 from seqagg.aggregators.base import Aggregator
 from seqagg.aggregators.saving import pack, unpack
-from seqagg.calibration import LEAST_WEIGHT, weigh_shares
+from seqagg.certainty import LEAST_WEIGHT, Certainty
 from seqagg.errors import ModelFileError, ParameterError, SongError
 from seqagg.kernels.segments import segment_max, segment_mean, segment_sum, segment_votes
 from tests import reference
@@ -290,7 +290,7 @@ class TestCalibration:
         log_shares = np.log(rng.dirichlet(np.full(4, 0.3), size=2000))
         log_shares[::2, 1] = log_shares[::2, 0] + 1e-6
         for power in (0.1, 1.0, 8.0):
-            mixed = weigh_shares(log_shares, LEAST_WEIGHT / power, power)
+            mixed = Certainty(1.0, LEAST_WEIGHT / power, power).of(log_shares)
             assert_array_equal(np.argsort(mixed, axis=1), np.argsort(log_shares, axis=1))
 
     @pytest.mark.parametrize("shape", [[-1.0, 2.5], [1.0, 0.0], [np.nan, 1.0], [1.0], [1e300, 1.0]])

@@ -14,21 +14,17 @@ from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 
 from seqagg.calibration import (
-    AS_IT_IS,
-    LEAST_WEIGHT,
-    Certainty,
     fit_calibration,
-    fit_certainty,
     fit_inverse_temperature,
     fit_mixture_weights,
     log_probabilities,
     negative_log_likelihood,
     prior_scores,
-    read_certainty,
     smoothed_prior,
     song_losses,
     unseen_losses,
 )
+from seqagg.certainty import AS_IT_IS, LEAST_WEIGHT, Certainty, fit_certainty, read_certainty
 from seqagg.errors import ModelFileError
 from seqagg.folds import grouped_folds
 from tests.reference_models import logistic_prior, loss_of_mix, loss_of_several

@@ -27,7 +27,7 @@ from seqagg.aggregators.exact import exact_float32
 from seqagg.aggregators.gru import SongNetwork
 from seqagg.aggregators.recurrent import mean_and_highest
 from seqagg.aggregators.start import AverageStart
-from seqagg.calibration import AS_IT_IS, Certainty
+from seqagg.certainty import AS_IT_IS, Certainty
 from seqagg.errors import ParameterError
 from seqagg.kernels import gru_training
 from seqagg.kernels.gru import pooled_states

@@ -78,6 +78,7 @@ FLOW = [
     "frozen.tables",
     "frozen.classifiers",
     "calibration",
+    "certainty",
     "decision",
     "model_file",
     "classifier_file",

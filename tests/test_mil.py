@@ -17,7 +17,7 @@ from seqagg.aggregators.batches import Batches
 from seqagg.aggregators.mil import MILAggregator, PooledNetwork
 from seqagg.aggregators.network import network_scores
 from seqagg.aggregators.pooling import POOLINGS, make_pooling
-from seqagg.calibration import AS_IT_IS
+from seqagg.certainty import AS_IT_IS
 from seqagg.errors import ModelFileError, ParameterError, SongError
 from tests import reference
 from tests.conftest import mix_of

@@ -14,7 +14,7 @@ from scipy.special import softmax
 from seqagg import Songs
 from seqagg.aggregators.start import AverageStart, make_start, mix_averages
 from seqagg.averages import WholeSongs
-from seqagg.calibration import AS_IT_IS, Certainty, fit_certainty
+from seqagg.certainty import AS_IT_IS, Certainty, fit_certainty
 from seqagg.errors import ModelFileError
 from tests import reference, reference_models
 from tests.conftest import (

@@ -22,16 +22,13 @@ from seqagg.aggregators.parameters import check_range, check_seed
 from seqagg.aggregators.saving import pack, unpack
 from seqagg.aggregators.state import from_text_array, text_array
 from seqagg.calibration import (
-    AS_IT_IS,
-    Certainty,
     about_equal,
-    fit_certainty,
     fit_mixture_weights,
     normalize,
     paired_gain,
-    read_certainty,
     song_losses,
 )
+from seqagg.certainty import AS_IT_IS, Certainty, fit_certainty, read_certainty
 from seqagg.engines import engine_in_use
 from seqagg.errors import ModelFileError, ParameterError
 from seqagg.folds import grouped_folds
@@ -352,7 +349,8 @@ def _describe(
     what: str, weights: Mapping[str, float], losses: Floats, certainty: Certainty = AS_IT_IS
 ) -> str:
     mix = " + ".join(f"{weight:.2f} {name}" for name, weight in weights.items())
-    return f"{what}: held-out loss {losses.mean():.4f} nats per song, {mix}{certainty}"
+    mix += certainty.in_words()
+    return f"{what}: held-out loss {losses.mean():.4f} nats per song, {mix}"
 
 
 class _Listening(Memory):

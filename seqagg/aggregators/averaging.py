@@ -19,7 +19,7 @@ from scipy.special import expit
 from seqagg.aggregators.base import Aggregator, Array, Floats, Ints, OnEmpty
 from seqagg.aggregators.state import check_floats
 from seqagg.averages import Averages, RunningAverages, WholeSongs
-from seqagg.calibration import LEAST_WEIGHT, fit_share_weight, weigh_shares
+from seqagg.certainty import AS_IT_IS, LEAST_WEIGHT, Certainty, fit_certainty_of_votes
 from seqagg.errors import ModelFileError
 from seqagg.kernels.scores import log_expit
 from seqagg.songs import Songs
@@ -111,7 +111,7 @@ class MajorityVote(_Average):
     """
 
     _needed: ClassVar[tuple[str, ...]] = ("votes", "approvals", "probability", "improbability")
-    _share_weight: tuple[float, float]
+    _certainty: Certainty
 
     def _number(self, averages: Averages) -> Floats:
         votes = averages["approvals" if self.multilabel_ else "votes"]
@@ -133,24 +133,25 @@ class MajorityVote(_Average):
         return np.asarray(_log(votes + gap * mean) - np.log(n + 1.0))
 
     def _calibrate(self, log_scores: Floats, y: Ints) -> None:
-        self._share_weight = (0.0, 1.0) if self.multilabel_ else fit_share_weight(log_scores, y)
-        super()._calibrate(weigh_shares(log_scores, *self._share_weight), y)
+        self._certainty = AS_IT_IS if self.multilabel_ else fit_certainty_of_votes(log_scores, y)
+        super()._calibrate(self._certainty.of(log_scores), y)
 
     def _calibrated(self, log_scores: Floats) -> Floats:
-        return super()._calibrated(weigh_shares(log_scores, *self._share_weight))
+        return super()._calibrated(self._certainty.of(log_scores))
 
     def _state(self) -> dict[str, Array]:
+        _, weight, power = self._certainty
         # Nothing of no weight, as in the first files.
-        return {"share_weight": np.array(self._share_weight)} if self._share_weight[0] != 0 else {}
+        return {"share_weight": np.array([weight, power])} if weight != 0 else {}
 
     def _set_state(self, arrays: Mapping[str, Array]) -> None:
-        self._share_weight = 0.0, 1.0
+        self._certainty = AS_IT_IS
         if arrays:
             check_floats(arrays, {} if self.multilabel_ else {"share_weight": (2,)})
             weight, power = map(float, arrays["share_weight"])
             if power <= 0 or weight * power < LEAST_WEIGHT - 1e-9:
                 raise ModelFileError(f"share_weight {weight}, {power} turns the order round")
-            self._share_weight = weight, power
+            self._certainty = Certainty(1.0, weight, power)
 
 
 class MeanProbability(_Average):

@@ -33,7 +33,7 @@ from seqagg.aggregators.start import (
 )
 from seqagg.aggregators.team import Dropout, borrowed_chance
 from seqagg.averages import WholeSongs
-from seqagg.calibration import AS_IT_IS, Certainty
+from seqagg.certainty import AS_IT_IS, Certainty
 from seqagg.errors import ModelFileError, ParameterError, SongError
 from seqagg.songs import Songs, as_frames, as_songs
 from seqagg.streaming import Memory

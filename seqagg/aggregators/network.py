@@ -50,7 +50,8 @@ from seqagg.aggregators.training import (
     take_record,
 )
 from seqagg.aggregators.votes import Votes
-from seqagg.calibration import AS_IT_IS, calibrated_losses, read_certainty
+from seqagg.calibration import calibrated_losses
+from seqagg.certainty import AS_IT_IS, read_certainty
 from seqagg.checkpoints import Stage, current_stage
 from seqagg.engines import engine_in_use
 from seqagg.errors import ModelFileError, ParameterError

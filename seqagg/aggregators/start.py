@@ -24,18 +24,15 @@ import numpy.typing as npt
 
 from seqagg.averages import Averages, WholeSongs
 from seqagg.calibration import (
-    AS_IT_IS,
-    Certainty,
     about_equal,
     calibrated_losses,
     fit_calibration,
-    fit_certainty,
     fit_inverse_temperature,
     fit_mixture_weights,
     prior_scores,
-    read_certainty,
     smoothed_prior,
 )
+from seqagg.certainty import AS_IT_IS, Certainty, fit_certainty, read_certainty
 from seqagg.errors import ModelFileError
 from seqagg.songs import Songs
 
@@ -69,7 +66,7 @@ class AverageStart:
             return "the average is of log-odds"
         return (
             f"the average is {1 - self.share:.3g} mean log-odds + {self.share:.3g} log mean "
-            f"probability{self.certainty}"
+            f"probability{self.certainty.in_words()}"
         )
 
     def state(self) -> dict[str, Floats]:
